@@ -1,0 +1,96 @@
+"""From plain data to checked, frozen dataclasses and back, and the digest that names them."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass
+from typing import Any, TypeVar
+
+import msgspec
+
+from assay.core.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
+    """Build a configuration dataclass from plain values, checking every key and type.
+
+    Args:
+        cls: A frozen dataclass whose `__post_init__` raises `ConfigError` for a broken rule.
+        values: Keys and values, as read from TOML or JSON.
+        where: File and table, for the message.
+
+    Raises:
+        ConfigError: An unknown key (with the nearest known ones), a wrong type, a missing key,
+            or a broken rule.
+    """
+    known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"{where}: {unknown_key(key, known)}")
+    try:
+        return msgspec.convert(dict(values), cls, strict=True)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, ConfigError):
+            raise ConfigError(f"{where}: {error.__cause__}") from error
+        raise ConfigError(f"{where}: {_type_message(error, values)}") from error
+
+
+def unknown_key(key: str, known: list[str]) -> str:
+    """The sentence for a key that does not exist: the nearest known ones, or all of them."""
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+    if near:
+        return f"unknown key '{key}'. Did you mean {' or '.join(repr(n) for n in near)}?"
+    return f"unknown key '{key}'. Known keys: {', '.join(sorted(known))}."
+
+
+def _type_message(error: msgspec.ValidationError, values: Mapping[str, Any]) -> str:
+    text = str(error)
+    rule, _, path = text.partition(" - at `$.")
+    path = path.rstrip("`")
+    value: Any = values
+    for part in path.replace("[", ".[").split("."):
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+    shown = f" (the value is {value!r})" if path else ""
+    return f"{path or 'the table'}: {rule}{shown}."
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """A dataclass as nested plain values (tuples become lists), for JSON and for comparison."""
+    if not is_dataclass(config) or isinstance(config, type):
+        raise TypeError(f"expected a dataclass instance, got {type(config).__name__}")
+    plain: dict[str, Any] = json.loads(canonical(asdict(config)))
+    return plain
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values have equal text.
+
+    Raises:
+        ValueError: NaN or infinity, which JSON cannot name.
+    """
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of the canonical JSON of a value: its identity, wherever it is computed."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one level with dotted keys; lists stay values."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(item, Mapping):
+            flat.update(flatten(item, f"{name}."))
+        else:
+            flat[name] = item
+    return flat

@@ -1,0 +1,1 @@
+"""The four engines. Each knows only core.engine, core.config and core.errors."""

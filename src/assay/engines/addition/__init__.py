@@ -1,0 +1,1 @@
+"""`addition`: tiny transformers that learn to add."""
