@@ -50,8 +50,11 @@ class RunContext(Protocol):
         """Record final values of the run (test metrics, counts). Later calls overwrite."""
 
     def save(self, name: str, content: bytes) -> str:
-        """Store an artifact under a file name; returns its sha256. Never overwrites: a second
-        `save` of one name keeps the old content addressable and makes the new one current."""
+        """Store an artifact under a file name; returns its sha256.
+
+        Never overwrites: a second `save` of one name keeps the old content addressable and
+        makes the new one current.
+        """
 
     def save_checkpoint(self, step: int, content: bytes) -> None:
         """Replace, atomically, the state from which this run can go on."""

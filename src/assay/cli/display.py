@@ -1,0 +1,151 @@
+"""The live progress of an execution: a table in a terminal, a line now and then elsewhere."""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from assay.core.launch.job import Message
+from assay.core.run import RunState
+
+WINDOW_S = 20.0
+LINE_EVERY_S = 30.0
+
+
+@dataclass(slots=True)
+class _Row:
+    state: RunState
+    step: int = 0
+    total: int = 0
+    shown: dict[str, float | str] = field(default_factory=dict)
+    done: bool = False
+
+    @property
+    def name(self) -> str:
+        record = self.state.record
+        cell = "" if record.cell_label == "all" else f" {record.cell_label}"
+        return f"{record.arm}{cell} seed {record.seed_label}"
+
+
+class Display:
+    """Shows each seed's progress and values, the rate in model-steps/s, and the time left."""
+
+    def __init__(self, num_runs: int, console: Console | None = None) -> None:
+        """Prepare for this many pending runs."""
+        self.console = console or Console()
+        self.num_runs = num_runs
+        self.rows: dict[str, _Row] = {}
+        self._points: deque[tuple[float, int]] = deque()
+        self._steps = 0
+        self._said = time.monotonic()
+        self._live = (
+            Live(console=self.console, refresh_per_second=4, get_renderable=self._table)
+            if self.console.is_terminal
+            else None
+        )
+
+    def __enter__(self) -> "Display":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def started(self, states: Sequence[RunState]) -> None:
+        """A cohort's worker has started."""
+        for state in states:
+            self.rows[state.record.id] = _Row(state)
+        first = states[0].record
+        seeds = ", ".join(s.record.seed_label for s in states)
+        self._say(f"started {first.arm} {first.cell_label}: seeds {seeds}")
+
+    def progress(self, message: Message) -> None:
+        """A run tells how far it is."""
+        row = self.rows[message.run]
+        # The first message of a resumed run tells where it stands, not what was computed.
+        if row.total:
+            self._steps += max(0, message.step - row.step)
+            self._points.append((time.monotonic(), self._steps))
+        row.step, row.total, row.shown = message.step, message.total, message.shown
+
+    def finished(self, state: RunState) -> None:
+        """A run's attempt has ended."""
+        row = self.rows[state.record.id]
+        row.state, row.done = state, True
+        if state.status != "completed":
+            self._say(f"{row.name}: {state.status}. {_last_line(state)}")
+
+    def tick(self) -> None:
+        """Called several times a second; prints a line now and then when there is no terminal."""
+        now = time.monotonic()
+        while len(self._points) > 2 and now - self._points[0][0] > WINDOW_S:
+            self._points.popleft()
+        if self._live is None and now - self._said > LINE_EVERY_S and self.rows:
+            running = [r for r in self.rows.values() if not r.done]
+            for row in running:
+                self.console.print(f"  {row.name}: step {row.step}/{row.total} {_values(row)}",
+                                   highlight=False, soft_wrap=True)  # fmt: skip
+            self._say(self._footer())
+
+    @property
+    def rate(self) -> float:
+        """Model-steps a second over the last seconds, all runs together."""
+        if len(self._points) < 2:
+            return 0.0
+        (t0, s0), (t1, s1) = self._points[0], self._points[-1]
+        return (s1 - s0) / (t1 - t0) if t1 > t0 else 0.0
+
+    def _left_s(self) -> float | None:
+        totals = [r.total for r in self.rows.values() if r.total]
+        if not totals or self.rate <= 0:
+            return None
+        left = sum(r.total - r.step for r in self.rows.values() if not r.done)
+        left += (self.num_runs - len(self.rows)) * max(totals)
+        return left / self.rate
+
+    def _footer(self) -> str:
+        left = self._left_s()
+        done = sum(r.done for r in self.rows.values())
+        text = f"{done}/{self.num_runs} runs ended · {self.rate:,.0f} model-steps/s"
+        return text if left is None else f"{text} · about {_duration(left)} left"
+
+    def _table(self) -> Table:
+        table = Table.grid(padding=(0, 2))
+        for row in self.rows.values():
+            bar = ProgressBar(total=row.total or 1, completed=row.step, width=24)
+            state = row.state.status if row.done else f"{row.step:,}/{row.total:,}"
+            table.add_row(row.name, bar, state, _values(row))
+        table.add_row(Text(self._footer(), style="bold"))
+        return table
+
+    def _say(self, text: str) -> None:
+        self._said = time.monotonic()
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+
+def _values(row: _Row) -> str:
+    return "  ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in row.shown.items()
+    )
+
+
+def _last_line(state: RunState) -> str:
+    if state.end is not None and state.end.error:
+        lines = state.end.error.strip().splitlines()
+        return f"{lines[-1]} (assay show {state.record.id})"
+    return "`assay run` goes on from its last checkpoint."
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

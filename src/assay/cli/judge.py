@@ -1,0 +1,160 @@
+"""`assay verdict`, `freeze`, `invalidate`, `restore`: what a study comes to, and what is locked."""
+
+import sys
+from dataclasses import asdict
+
+from rich.console import Console
+
+from assay.cli.common import ledger, open_index, open_study, print_json
+from assay.core.claims import Judgement
+from assay.core.errors import StoreError
+from assay.core.evidence import select
+from assay.core.freeze import freeze as freeze_study
+from assay.core.ledger import invalidations, record
+from assay.core.render import interval, number
+from assay.core.settings import Settings
+from assay.core.verdict import StudyVerdict, judge_study
+
+COLOURS = {"PASS": "green", "FAIL": "red", "INVALID": "red"}
+
+
+def verdict(study: str, *, json: bool = False) -> None:
+    """Judge a study's claims from evidence.
+
+    Exit code: 0 all PASS, 1 a FAIL, 4 an INVALID (confounded or no-op arms), 5 INCONCLUSIVE or
+    UNTESTED, 2 an error.
+
+    Args:
+        study: Study id or file.
+        json: Plain data.
+    """
+    settings = Settings.from_environment()
+    loaded = open_study(study, settings)
+    with open_index(settings, loaded.id) as index:
+        result = judge_study(loaded, index, ledger(settings))
+    if json:
+        print_json(
+            {
+                "study": loaded.id,
+                "judgements": [asdict(j) for j in result.judgements],
+                "findings": [asdict(f) for f in result.contract.findings],
+            }
+        )
+    else:
+        print_verdict(result)
+    sys.exit(result.exit_code)
+
+
+def print_verdict(result: StudyVerdict) -> None:
+    """Claims and contract findings, as paragraphs."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"[bold]{result.study.id}[/bold]: {result.headline}")
+    for judgement in result.judgements:
+        console.print(_paragraph(judgement))
+    for finding in result.contract.findings:
+        console.print(f"{finding.kind}: {finding.message}", markup=False)
+
+
+def _paragraph(judgement: Judgement) -> str:
+    colour = COLOURS.get(judgement.verdict, "yellow")
+    lines = [f"[{colour}]{judgement.verdict}[/{colour}] {judgement.name}: {judgement.sentence}"]
+    if judgement.estimate is not None:
+        limits = interval(judgement.low, judgement.high)
+        how = f", {judgement.how}" if judgement.how else ""
+        lines.append(
+            f"  estimate {number(judgement.estimate)}, {judgement.confidence:.0%} interval {limits}, "
+            f"n {judgement.n}{how}"
+        )
+    lines.append(f"  {judgement.why}")
+    return "\n".join(lines)
+
+
+def freeze(study: str) -> None:
+    """Lock commit, file and criteria of a study, after an A/A check on its pilot seeds.
+
+    Runs started while both still match are frozen and may support frozen claims.
+
+    Args:
+        study: Study id or file.
+    """
+    settings = Settings.from_environment()
+    loaded = open_study(study, settings)
+    events = ledger(settings)
+    with open_index(settings, loaded.id) as index:
+        selection = select(loaded, index, events)
+    event, checks = freeze_study(loaded, selection, settings, events)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(
+        f"{loaded.id} is frozen as version {event.body['version']} at commit "
+        f"{event.body['commit'][:9]}: {len(loaded.claims)} claim(s). Commit ledger/ to share it."
+    )
+    for check in checks:
+        if check.deals:
+            console.print(
+                f"A/A check, {check.claim}: passes {check.passes} of {check.deals} times when the "
+                "baseline is compared with itself."
+            )
+        else:
+            console.print(
+                f"A/A check, {check.claim}: not possible, too few pilot runs of the baseline."
+            )
+
+
+def invalidate(target: str, *, because: str) -> None:
+    """Take a run, or all runs of a study, out of evidence. Nothing is deleted.
+
+    Tables, verdicts and the log change with it; `assay restore` undoes it.
+
+    Args:
+        target: Run id (or its first letters), or a study id.
+        because: The reason; it appears in tables and the log.
+    """
+    settings = Settings.from_environment()
+    if not because.strip():
+        raise StoreError('An invalidation needs a reason: --because "the client leaked …".')
+    with open_index(settings) as index:
+        studies = {name for name, _ in index.studies()}
+        run = None if target in studies else index.find(target)
+    name, study = (target, target) if run is None else (run.id, run.study)
+    if name in invalidations(ledger(settings)):
+        raise StoreError(f"{name} is invalidated already. `assay restore {name}` undoes it.")
+    record(settings.ledger_dir, "invalidate", study, {"target": name, "because": because})
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{name} is out of evidence: {because}")
+    _rejudge(study, settings, console)
+
+
+def restore(target: str, *, because: str) -> None:
+    """Undo an invalidation, as a further event.
+
+    Args:
+        target: Run id (or its first letters), or study id, as it was invalidated.
+        because: The reason.
+    """
+    settings = Settings.from_environment()
+    standing = invalidations(ledger(settings))
+    matches = [name for name in standing if name.startswith(target)]
+    if len(matches) != 1:
+        raise StoreError(
+            f"{'Nothing' if not matches else 'More than one thing'} that is invalidated starts with "
+            f"{target!r}. Invalidated: {', '.join(standing) or 'nothing'}."
+        )
+    event = standing[matches[0]]
+    body = {"target": matches[0], "because": because}
+    record(settings.ledger_dir, "restore", event.study, body, follows=[event.digest])
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{matches[0]} is evidence again: {because}")
+    _rejudge(event.study, settings, console)
+
+
+def _rejudge(study: str, settings: Settings, console: Console) -> None:
+    """Say what the study comes to now; ad-hoc runs have no study file."""
+    try:
+        loaded = open_study(study, settings)
+    except StoreError:
+        raise
+    except Exception:
+        return
+    with open_index(settings, loaded.id) as index:
+        result = judge_study(loaded, index, ledger(settings))
+    console.print(f"{loaded.id} is now: {result.headline}. `assay log` writes it into the log.")

@@ -1,0 +1,84 @@
+"""`assay table`: mean ± std [n] per arm, with intervals and deltas."""
+
+import sys
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from assay.cli.common import ledger, open_index, open_study, print_json
+from assay.core.config import unknown_key
+from assay.core.errors import ConfigError
+from assay.core.evidence import select
+from assay.core.render import delta, interval, mean_std, seed_values, table_markdown
+from assay.core.settings import Settings
+from assay.core.table import (
+    Cell,
+    Table,
+    build_table,
+    default_metrics,
+    known_metrics,
+    to_csv,
+    to_json,
+)
+
+
+def table(
+    study: str,
+    *metrics: str,
+    seeds: bool = False,
+    json: bool = False,
+    md: bool = False,
+    csv: bool = False,
+) -> None:
+    """Mean ± std [n] per arm and cell, 95 % intervals, and deltas to the baseline.
+
+    Args:
+        study: Study id or file.
+        metrics: Names of metrics; by default those with a direction.
+        seeds: Show the value of every seed.
+        json: Plain data, every seed with its run id.
+        md: A Markdown table.
+        csv: One line a seed.
+    """
+    settings = Settings.from_environment()
+    loaded = open_study(study, settings)
+    with open_index(settings, loaded.id) as index:
+        selection = select(loaded, index, ledger(settings))
+    known = known_metrics(loaded, selection)
+    for name in metrics:
+        if known and name not in known:
+            raise ConfigError(
+                f"study '{loaded.id}': {unknown_key(name, known).replace('key', 'metric')} "
+                "Metrics are named as split/quantity_unit."
+            )
+    built = build_table(loaded, selection, list(metrics) or default_metrics(loaded, selection))
+    if json:
+        print_json(to_json(built))
+    elif csv:
+        sys.stdout.write(to_csv(built))
+    elif md:
+        sys.stdout.write(table_markdown(built, seeds=seeds))
+    else:
+        _print(built, seeds=seeds)
+
+
+def _print(built: Table, *, seeds: bool) -> None:
+    console = Console()
+    if not built.rows:
+        console.print("No metrics yet. `assay run` fills the table.")
+    shown = RichTable(box=None, pad_edge=False, header_style="bold")
+    keys = list(built.rows[0].cell) if built.rows else []
+    heads = ["arm", *keys, "metric", "mean ± std [n]", "95 % interval", f"Δ to {built.baseline}"]
+    for head in [*heads, *(["seeds"] if seeds else [])]:
+        shown.add_column(head, overflow="fold")
+    for row in built.rows:
+        shown.add_row(*_cells(row, keys, seeds=seeds))
+    console.print(shown)
+    for note in built.notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+
+
+def _cells(row: Cell, keys: list[str], *, seeds: bool) -> list[str]:
+    shown = [row.arm, *(str(row.cell[k]) for k in keys), row.metric]
+    shown += [mean_std(row), interval(row.low, row.high), delta(row)]
+    return [*shown, seed_values(row)] if seeds else shown

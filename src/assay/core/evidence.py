@@ -1,0 +1,147 @@
+"""Which runs count, and what they say: the view of the index that criteria and tables share.
+
+For every planned arm, cell and seed one run counts: of those that compute what the study file now
+asks for and that nobody invalidated, the latest generation. Generations are numbered, so no clock
+decides. A failed run counts as failed; it never vanishes.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from assay.core.index import Index
+from assay.core.ledger import Event, invalidations
+from assay.core.plan import PlannedRun, cell_label, expand
+from assay.core.read import IndexedRun, MetricRow
+from assay.core.study import PHASES, Study
+
+ENDED = ("completed", "failed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """The runs of a study that count, and why the others do not.
+
+    Attributes:
+        planned: The study's plan.
+        counting: Place in the study → the run that counts there.
+        invalid: Invalidated runs, with the event.
+        superseded: Runs of an earlier generation.
+        stale: Runs whose configuration the study file no longer asks for.
+        values: Run id → metric name → its final value.
+    """
+
+    planned: tuple[PlannedRun, ...]
+    counting: Mapping[tuple[str, str, str], IndexedRun]
+    invalid: tuple[tuple[IndexedRun, Event], ...]
+    superseded: tuple[IndexedRun, ...]
+    stale: tuple[IndexedRun, ...]
+    values: Mapping[str, Mapping[str, MetricRow]]
+
+    @property
+    def missing(self) -> list[PlannedRun]:
+        """Planned runs that have no run that ended."""
+        return [p for p in self.planned if not self._has_ended(p)]
+
+    def _has_ended(self, planned: PlannedRun) -> bool:
+        run = self.counting.get(planned.key)
+        return run is not None and run.status in ENDED
+
+
+def select(study: Study, index: Index, events: Sequence[Event]) -> Selection:
+    """Choose the runs of a study that count."""
+    planned = tuple(expand(study))
+    wanted = {run.key: run.identity for run in planned}
+    struck = invalidations(events)
+    counting: dict[tuple[str, str, str], IndexedRun] = {}
+    invalid, superseded, stale = [], [], []
+    for run in index.runs(study.id):
+        event = struck.get(run.id) or struck.get(study.id)
+        if event is not None:
+            invalid.append((run, event))
+        elif wanted.get(run.key) != run.identity:
+            stale.append(run)
+        else:
+            before = counting.get(run.key)
+            if before is not None:
+                superseded.append(min(before, run, key=lambda r: r.generation))
+            counting[run.key] = (
+                run if before is None else max(before, run, key=lambda r: r.generation)
+            )
+    values: dict[str, dict[str, MetricRow]] = {}
+    for row in index.values(study.id):
+        values.setdefault(row.run, {})[row.name] = row
+    return Selection(
+        planned=planned,
+        counting=counting,
+        invalid=tuple(invalid),
+        superseded=tuple(superseded),
+        stale=tuple(stale),
+        values=values,
+    )
+
+
+@dataclass(frozen=True)
+class StudyEvidence:
+    """What a criterion sees of a study (`assay.core.criterion.Evidence`).
+
+    Attributes:
+        study: The study.
+        selection: Its runs.
+        phase: The lowest phase whose runs are admitted.
+    """
+
+    study: Study
+    selection: Selection
+    phase: str = "debug"
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Arm names of the study."""
+        return tuple(self.study.arms)
+
+    @property
+    def grid(self) -> Mapping[str, tuple[Any, ...]]:
+        """Grid keys and their values."""
+        return self.study.grid
+
+    @cached_property
+    def seeds(self) -> tuple[str, ...]:
+        """Labels of all planned seeds."""
+        return tuple(dict.fromkeys(run.seed_label for run in self.selection.planned))
+
+    @cached_property
+    def metrics(self) -> frozenset[str]:
+        """Metrics that are declared or were logged by runs that count."""
+        logged = {
+            name
+            for run in self.selection.counting.values()
+            for name in self.selection.values.get(run.id, {})
+        }
+        return frozenset({*self.study.metrics, *logged})
+
+    def values(self, metric: str, arm: str, cell: Mapping[str, Any]) -> Mapping[str, float | None]:
+        """Seed label → final value; None for a run that failed or has no such value."""
+        label = cell_label({key: cell[key] for key in self.study.grid})
+        found: dict[str, float | None] = {}
+        for seed in self.seeds:
+            run = self.selection.counting.get((arm, label, seed))
+            if run is None or run.status not in ENDED:
+                continue
+            if PHASES.index(run.phase) < PHASES.index(self.phase):
+                continue
+            row = self.selection.values.get(run.id, {}).get(metric)
+            found[seed] = None if run.status == "failed" or row is None else number(row)
+        return found
+
+
+def number(row: MetricRow) -> float:
+    """The final value; SQLite keeps NaN as NULL."""
+    return math.nan if row.value is None else row.value
+
+
+def by_phase(study: Study, selection: Selection) -> dict[str, StudyEvidence]:
+    """For each phase, the evidence that a claim of that phase may rest on."""
+    return {phase: StudyEvidence(study, selection, phase) for phase in PHASES}

@@ -1,0 +1,259 @@
+"""What is wrong with a comparison of arms, each in one sentence with the way out."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from assay.core.differences import Difference, Pair, Realised, Rule, Site
+from assay.core.study import under
+
+SHOWN_KEYS = 4
+
+INCIDENTAL = (
+    *("installed", "machine.kernel", "env.PATH", "env.TMPDIR", "env.VIRTUAL_ENV", "env.USER"),
+    *("env.LOGNAME", "env.CUDA_VISIBLE_DEVICES"),
+)
+"""Facts that differ between two shells and decide nothing that is not recorded itself: the
+program, the packages and the device are."""
+ONE_VERSION = ("code", "packages", "python", "engine", "env", "machine", "device", "threads")
+HARDWARE = ("machine", "device", "threads")
+TOGETHER = ("packages", "python", "machine", "code", "incidental")
+"""Families that change as one: reported in one finding, every key named in it."""
+
+WAYS_OUT = {
+    "code": "run the older arm again with the present code",
+    "packages": "run the arms in one environment",
+    "python": "run the arms with one Python",
+    "binary": "run the arms with one build",
+    "engine": "run the arms with one build of the engine",
+    "machine": "run the arms on one machine",
+    "device": "run the arms on one kind of device",
+    "data": "run the arms on the same data",
+    "spent": "give the arms the same budget",
+    "scripts": "run the arms with the same file",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something that is wrong with a comparison of arms.
+
+    Attributes:
+        kind: "confounded", "unequal-budget", "no-op", "mixed-versions", "identical-results",
+            "incidental" or "not-comparable".
+        arms: The arms concerned.
+        keys: The facts concerned.
+        message: One sentence: what differs, the values, the arms, the way out.
+        blocks: Whether no verdict may rest on a comparison that it touches.
+        pairs: The pairs of arms between which it stands; empty if it concerns each arm alone.
+    """
+
+    kind: str
+    arms: tuple[str, ...]
+    keys: tuple[str, ...]
+    message: str
+    blocks: bool
+    pairs: tuple[tuple[str, str], ...] = ()
+
+    def touches(self, arms: Collection[str]) -> bool:
+        """Whether a statement that uses these arms rests on what was found."""
+        named = set(arms)
+        if self.pairs:
+            return any(named.issuperset(pair) for pair in self.pairs)
+        return not named.isdisjoint(self.arms)
+
+
+def confounds(
+    differences: Mapping[str, Difference], factor: Sequence[str], num_sites: int
+) -> Iterator[Finding]:
+    """Differences beside the factor; those of one family between the same arms are one."""
+    found: dict[tuple[str, str, tuple[Pair, ...]], list[Difference]] = {}
+    for key in sorted(differences):
+        family = key.partition(".")[0]
+        kind = "unequal-budget" if family in ("spent", "budget") else "confounded"
+        if any(under(key, name) for name in INCIDENTAL):
+            kind = family = "incidental"
+        together = family if family in TOGETHER else key
+        pairs = tuple(sorted(differences[key].pairs))
+        found.setdefault((kind, together, pairs), []).append(differences[key])
+    for (kind, _, pairs), members in found.items():
+        keys = tuple(member.key for member in members)
+        more = f" (and {_listed(keys[1:])} too)" if len(keys) > 1 else ""
+        what = f"{keys[0]} is {by_value(members[0].values)}{more}"
+        often = f", in {members[0].num_sites} of {num_sites} pairs" if num_sites else ""
+        yield Finding(
+            kind=kind,
+            arms=_arms(pairs),
+            keys=keys,
+            message=_SENTENCES[kind].format(
+                what=what + often,
+                factor=", ".join(factor) or "nothing",
+                out=WAYS_OUT.get(keys[0].partition(".")[0], "give the arms the same value"),
+                name=keys[0].removeprefix("config."),
+            ),
+            blocks=kind != "incidental",
+            pairs=pairs,
+        )
+
+
+_SENTENCES = {
+    "confounded": "Confounded: {what}, but only {factor} may differ between arms; {out}, or "
+    "declare '{name}' as a further factor if the arms are meant as packages.",
+    "unequal-budget": "Unequal budget: {what}, so a difference in results may come from what was "
+    "spent; {out}, or declare '{name}' as the factor.",
+    "incidental": "Incidental: {what}; it is kept on record and blocks nothing, since it decides "
+    "no result that is not recorded itself.",
+}
+
+
+def no_ops(same: Mapping[Pair, tuple[int, int]], factor: Sequence[str]) -> list[Finding]:
+    """Arms between which nothing under the factor differs: in `same` of so many sites."""
+    name = ", ".join(factor) or "(none is declared)"
+    result = []
+    for count, pairs in _components({p: s for p, s in same.items() if s[0]}):
+        arms = _arms(pairs)
+        where = "" if count[0] == count[1] else f" in {count[0]} of {count[1]} pairs"
+        result.append(
+            Finding(
+                kind="no-op",
+                arms=arms,
+                keys=tuple(factor),
+                message=f"No-op arm: {_and(arms)} do not differ{where} in the declared factor "
+                f"{name} in what really ran, so comparing them compares nothing; see that the "
+                "setting reaches the program of one arm and no other, or remove an arm.",
+                blocks=True,
+                pairs=pairs,
+            )
+        )
+    return result
+
+
+def without_effect(
+    sites: Sequence[Site], known: Collection[Pair], factor: Sequence[str]
+) -> Iterator[Finding]:
+    """Arms whose results are the same to the last bit in every common pair."""
+    equal: dict[Pair, list[bool]] = {}
+    for site in sites:
+        if not site.paired:
+            continue
+        results = {arm: {r.results_sha256 for r in runs} for arm, runs in site.runs.items()}
+        for a, b in combinations(sorted(results), 2):
+            once = results[a] == results[b] and len(results[a]) == 1 and None not in results[a]
+            equal.setdefault((a, b), []).append(once)
+    pairs = {p: (len(e), len(e)) for p, e in equal.items() if all(e) and p not in known}
+    for _, members in _components(pairs):
+        arms = _arms(members)
+        yield Finding(
+            kind="no-op",
+            arms=arms,
+            keys=tuple(factor),
+            message=f"No-op arm: the results of {_and(arms)} are the same to the last bit in "
+            f"every pair although {', '.join(factor)} differs, so the setting had no effect; see "
+            "that the program reads it, or remove an arm.",
+            blocks=True,
+            pairs=members,
+        )
+
+
+def mixed(runs: Sequence[Realised], rule: Rule) -> Iterator[Finding]:
+    """Arms whose runs are not of one version: of code, packages, environment, machine."""
+    by_arm: dict[str, list[Realised]] = {}
+    for run in runs:
+        by_arm.setdefault(run.arm, []).append(run)
+    for arm, members in by_arm.items():
+        site = Site({arm: members}, paired=True)
+        found: dict[bool, list[tuple[str, int]]] = {}
+        for key in rule.varying:
+            family = key.partition(".")[0]
+            if family not in ONE_VERSION or any(under(key, n) for n in (*INCIDENTAL, *rule.grid)):
+                continue
+            count = len((rule.tokens(key, site) or {}).get(arm, ()))
+            if count > 1:
+                found.setdefault(family not in HARDWARE, []).append((key, count))
+        for blocks, varied in found.items():
+            keys = tuple(key for key, _ in varied)
+            tail = (
+                "so its numbers are not of one thing; run the older ones again"
+                if blocks
+                else "which blocks nothing as long as each pair of arms ran on one"
+            )
+            yield Finding(
+                kind="mixed-versions",
+                arms=(arm,),
+                keys=keys,
+                message=f"Mixed versions: the runs of arm {arm} have {varied[0][1]} values of "
+                f"{_listed(keys)}, {tail}.",
+                blocks=blocks,
+            )
+
+
+def one_result(runs: Sequence[Realised]) -> Iterator[Finding]:
+    """Arms whose seeds all give the same results, to the last bit."""
+    places: dict[str, dict[str, dict[str, set[str | None]]]] = {}
+    for run in runs:
+        seeds = places.setdefault(run.arm, {}).setdefault(run.cell, {})
+        seeds.setdefault(run.seed, set()).add(run.results_sha256)
+    for arm, cells in places.items():
+        many = [set[str | None]().union(*s.values()) for s in cells.values() if len(s) > 1]
+        if many and all(len(results) == 1 and None not in results for results in many):
+            yield Finding(
+                kind="identical-results",
+                arms=(arm,),
+                keys=("seed",),
+                message=f"Identical results: every seed of arm {arm} gives the same numbers to the "
+                "last bit, so more seeds are no more evidence; see that the program reads its "
+                "seed.",
+                blocks=False,
+            )
+
+
+def uncompared(keys: Mapping[str, Collection[str]]) -> Iterator[Finding]:
+    """Facts that were recorded so that they cannot be compared."""
+    if keys:
+        names = tuple(sorted(keys))
+        arms = tuple(sorted({arm for found in keys.values() for arm in found}))
+        yield Finding(
+            kind="not-comparable",
+            arms=arms,
+            keys=names,
+            message=f"Not compared between {_and(arms)}: {_listed(names)} (digests made with "
+            "different keys, or data without a common seed); run the arms from one machine and "
+            "with common seeds to compare them.",
+            blocks=False,
+        )
+
+
+def by_value(values: Mapping[str, str]) -> str:
+    """Arms grouped by their value: "1 in a and b, 2 in c"."""
+    arms: dict[str, list[str]] = {}
+    for arm, value in sorted(values.items()):
+        arms.setdefault(value, []).append(arm)
+    return ", ".join(f"{value} in {_and(names)}" for value, names in arms.items())
+
+
+def _components(
+    pairs: Mapping[Pair, tuple[int, int]],
+) -> Iterator[tuple[tuple[int, int], tuple[Pair, ...]]]:
+    """Pairs with one count that hang together."""
+    groups: list[tuple[tuple[int, int], set[str], list[Pair]]] = []
+    for pair, count in sorted(pairs.items()):
+        near = [g for g in groups if g[0] == count and not g[1].isdisjoint(pair)]
+        merged = (count, set(pair).union(*(g[1] for g in near)), [pair])
+        merged[2].extend(p for g in near for p in g[2])
+        groups = [g for g in groups if g not in near] + [merged]
+    for count, _, members in groups:
+        yield count, tuple(sorted(members))
+
+
+def _arms(pairs: Collection[Pair]) -> tuple[str, ...]:
+    return tuple(sorted({arm for pair in pairs for arm in pair}))
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+def _listed(keys: Sequence[str]) -> str:
+    if len(keys) <= SHOWN_KEYS:
+        return _and(keys)
+    return f"{', '.join(keys[:SHOWN_KEYS])} and {len(keys) - SHOWN_KEYS} more"

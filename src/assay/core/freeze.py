@@ -1,0 +1,166 @@
+"""Freezing: commit, data and criteria are locked before the runs that judge them.
+
+A frozen study names the digest of its file and of the committed tree. Runs get the phase "frozen"
+only while both still match, so a changed criterion or changed code cannot pass for frozen.
+The A/A check compares the baseline with itself: seeds of its pilot runs are dealt at random to
+all arms, and the criterion is judged. A criterion that then passes often cannot say no.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from assay.core.claims import judge
+from assay.core.config import digest
+from assay.core.criterion import parse
+from assay.core.errors import StudyError
+from assay.core.evidence import Selection, StudyEvidence
+from assay.core.grammar import Measure
+from assay.core.ledger import Event, last_freeze, record
+from assay.core.settings import Settings
+from assay.core.study import Study
+from assay.core.vcs import code_state
+
+DEALS = 200
+LARGEST_PASS_RATE = 0.10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelfComparison:
+    """How often a claim passes when all arms are the baseline; `deals` is 0 if not computable."""
+
+    claim: str
+    passes: int
+    deals: int
+
+    @property
+    def rate(self) -> float:
+        """Share of deals that passed."""
+        return self.passes / self.deals if self.deals else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Dealt:
+    """Evidence in which the values of every arm are drawn from the baseline's runs."""
+
+    real: StudyEvidence
+    deal: int
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        return self.real.arms
+
+    @property
+    def grid(self) -> Mapping[str, tuple[Any, ...]]:
+        return self.real.grid
+
+    @property
+    def seeds(self) -> tuple[str, ...]:
+        return self.real.seeds
+
+    @property
+    def metrics(self) -> frozenset[str]:
+        return self.real.metrics
+
+    def values(self, metric: str, arm: str, cell: Mapping[str, Any]) -> Mapping[str, float | None]:
+        pool = list(self.real.values(metric, self.real.study.baseline, cell).values())
+        if not pool:
+            return {}
+        # Not drawn by metric: all metrics of a dealt run come from one real run.
+        place = int(digest([self.deal, arm, dict(cell)])[:15], 16)
+        drawn = np.random.default_rng(place).integers(0, len(pool), size=len(self.seeds))
+        return {seed: pool[i] for seed, i in zip(self.seeds, drawn, strict=True)}
+
+
+def compare_with_itself(
+    study: Study, selection: Selection, *, deals: int = DEALS
+) -> list[SelfComparison]:
+    """Judge every claim that compares arms with the baseline dealt to all of them."""
+    real = StudyEvidence(study, selection)
+    results = []
+    for name, claim in study.claims.items():
+        criterion = parse(claim.criterion)
+        measures = [n for n in criterion.nodes() if isinstance(n, Measure)]
+        compared = {arm for measure in measures for arm in measure.arms}
+        if len(compared) < 2 or not criterion.is_statistical:
+            continue
+        verdicts = [judge([claim], _Dealt(real=real, deal=d))[0].verdict for d in range(deals)]
+        judged = [v for v in verdicts if v != "UNTESTED"]
+        results.append(SelfComparison(claim=name, passes=judged.count("PASS"), deals=len(judged)))
+    return results
+
+
+def freeze(
+    study: Study, selection: Selection, settings: Settings, events: Sequence[Event]
+) -> tuple[Event, list[SelfComparison]]:
+    """Lock a study; returns the event and the A/A checks.
+
+    Raises:
+        StudyError: No clean commit, no claims, nothing changed since the last freeze, or a
+            criterion that passes too often on the baseline itself.
+    """
+    where = study.path.name
+    if not study.claims:
+        raise StudyError(
+            f"{where}: has no claims, so there is nothing to freeze. Add [claims.NAME]."
+        )
+    code = code_state(settings.root, settings.environment)
+    if code["commit"] is None or code["dirty"]:
+        state = "has uncommitted changes" if code["commit"] else "is not under version control"
+        raise StudyError(
+            f"{where}: freezing needs a clean commit, but the project {state}"
+            f"{': ' + str(code['reason']) if code['reason'] else ''}. Commit first; `git status` "
+            "lists what is open."
+        )
+    before = last_freeze(events, study.id)
+    if before is not None and is_current(before, study, code):
+        raise StudyError(
+            f"{where}: is frozen as version {before.body['version']} already, with this file and "
+            "this code. Nothing was recorded."
+        )
+    checks = compare_with_itself(study, selection)
+    for check in checks:
+        if check.deals and check.rate > LARGEST_PASS_RATE:
+            raise StudyError(
+                f"{where} [claims.{check.claim}]: the criterion passes {check.passes} of "
+                f"{check.deals} times when the baseline is compared with itself (A/A check; at most "
+                f"{LARGEST_PASS_RATE:.0%} is allowed): it cannot say no. Compare the arms with an "
+                "interval, for example diff(…) > 0, instead of a bare threshold."
+            )
+    body = {
+        "version": 1 + (int(before.body["version"]) if before else 0),
+        "study_digest": study.digest,
+        "commit": code["commit"],
+        "tree_sha256": code["tree_sha256"],
+        "criteria": {name: claim.criterion for name, claim in study.claims.items()},
+        "self_comparison": {c.claim: [c.passes, c.deals] for c in checks},
+    }
+    follows = [before.digest] if before else []
+    return record(settings.ledger_dir, "freeze", study.id, body, follows=follows), checks
+
+
+def is_current(event: Event, study: Study, code: Mapping[str, Any]) -> bool:
+    """Whether a freeze still matches the study's file and the code, uncommitted changes included."""
+    return (
+        event.body["study_digest"] == study.digest
+        and event.body["tree_sha256"] == code["tree_sha256"]
+        and not code["dirty"]
+    )
+
+
+def phase_of(study: Study, settings: Settings, events: Sequence[Event]) -> tuple[str, str]:
+    """The phase that a fresh run of a study has now, and a sentence that says why."""
+    event = last_freeze(events, study.id)
+    if event is None:
+        return study.table.phase, f"phase {study.table.phase}: the study is not frozen"
+    version = event.body["version"]
+    code = code_state(settings.root, settings.environment)
+    if is_current(event, study, code):
+        return "frozen", f"phase frozen: version {version}, commit {event.body['commit'][:9]}"
+    what = "study file" if event.body["study_digest"] != study.digest else "code"
+    return study.table.phase, (
+        f"phase {study.table.phase}: the {what} changed since version {version} was frozen; "
+        "`assay freeze` makes a new version"
+    )

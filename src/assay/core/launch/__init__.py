@@ -1,0 +1,1 @@
+"""Ways to start a cohort somewhere: local child processes now, a cluster behind the same `Job`."""

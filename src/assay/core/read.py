@@ -1,0 +1,232 @@
+"""Reading one run directory into the rows that the index keeps of it. Pure; runs in a pool."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from assay.core.config import canonical, flatten
+from assay.core.errors import StoreError
+from assay.core.files import explicit, read_json
+from assay.core.metrics import RunMetrics, Series, downsample, read_metrics
+from assay.core.provenance import flat
+from assay.core.run import Event, RunState, attempt_name, read_run
+
+QUIET_EVENTS = ("started", "summary", "spent")
+MACHINE_METRICS = ("speed/", "time/", "system/")
+"""Measurements of the machine: they differ between runs that computed the same."""
+
+
+class IndexedRun(msgspec.Struct, frozen=True, kw_only=True):
+    """A run as the index knows it: `run.json`, how it ended, and what to tell about it.
+
+    Attributes:
+        path: Below `runs/`.
+        status: completed, failed, interrupted, or open (running or killed).
+        attempts: Number of attempts.
+        events: What a reader of the log should know.
+        problems: Damage that was found while reading.
+        results_sha256: Digest of all metric rows without times; equal for equal results.
+        code: Commit (short), with "+" if there were changes; "" if unknown.
+    """
+
+    id: str
+    path: str
+    study: str
+    arm: str
+    cell: dict[str, Any]
+    cell_label: str
+    seeds: dict[str, int]
+    seed_label: str
+    engine: str | None
+    task: str | None
+    config: dict[str, Any]
+    cmd: list[str] | None
+    identity: str
+    generation: int
+    phase: str
+    budget: dict[str, float]
+    created_at: str
+    status: str
+    attempts: int
+    ended_at: str | None
+    duration_s: float | None
+    error: str | None
+    spent: dict[str, float]
+    torn_lines: int
+    events: list[str]
+    problems: list[str]
+    results_sha256: str | None
+    code: str
+
+    def to_json(self) -> str:
+        """For storage."""
+        return msgspec.json.encode(self).decode()
+
+    @classmethod
+    def from_json(cls, text: str) -> "IndexedRun":
+        """From storage."""
+        return msgspec.json.decode(text, type=cls)
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Arm, cell and seed: its place in the study."""
+        return (self.arm, self.cell_label, self.seed_label)
+
+
+class MetricRow(NamedTuple):
+    """The final value of one metric of one run.
+
+    `value` is what the run gave as its summary (`source` "summary"), else the value at the
+    highest step ("last"). It is None where the final value is not a number that can be stored
+    (NaN is stored as None with `non_finite` counting it). `num_points`, `low` and `high` describe the
+    series.
+    """
+
+    run: str
+    name: str
+    value: float | None
+    source: str
+    num_points: int
+    non_finite: int
+    last_step: int | None
+    low: float | None
+    high: float | None
+
+
+class CurveRow(NamedTuple):
+    """A thinned series."""
+
+    run: str
+    name: str
+    steps: NDArray[np.int64]
+    points: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedRun:
+    """All that the index keeps of a run; `facts` is flat realised provenance as JSON."""
+
+    run: IndexedRun
+    facts: str
+    facts_digest: str
+    metrics: list[MetricRow]
+    curves: list[CurveRow]
+
+
+def load_run(folder: Path) -> LoadedRun | str:
+    """Read a run directory; a sentence instead if it cannot be read."""
+    try:
+        state = read_run(folder)
+        metrics = read_metrics(folder, state.starts)
+        facts = canonical(explicit(_facts(folder, state)))
+    except StoreError as error:
+        return str(error)
+    run = _indexed(folder, state, metrics, json.loads(facts))
+    return LoadedRun(
+        run=run,
+        facts=facts,
+        facts_digest=hashlib.sha256(facts.encode()).hexdigest(),
+        metrics=_rows(run.id, state.summary, metrics.series),
+        curves=[
+            CurveRow(run.id, name, *downsample(series.steps, series.values))
+            for name, series in metrics.series.items()
+            if series.steps.size > 1
+        ],
+    )
+
+
+def _indexed(
+    folder: Path, state: RunState, metrics: RunMetrics, facts: Mapping[str, Any]
+) -> IndexedRun:
+    record, end = state.record, state.end
+    commit = facts.get("code.commit")
+    return IndexedRun(
+        **{
+            name: getattr(record, name)
+            for name in (
+                *("id", "study", "arm", "cell", "cell_label", "seeds", "seed_label", "engine"),
+                *("task", "config", "cmd", "identity", "generation", "phase", "budget"),
+                "created_at",
+            )
+        },
+        path="/".join(folder.parts[-4:]),
+        status=state.status,
+        attempts=state.attempts,
+        ended_at=end.ended_at if end else None,
+        duration_s=end.duration_s if end else None,
+        error=end.error if end else None,
+        spent=state.spent,
+        torn_lines=state.torn_lines,
+        events=[_told(e) for e in state.events if e.kind not in QUIET_EVENTS],
+        problems=[*state.problems, *metrics.problems],
+        results_sha256=_results_digest(metrics.series, state.summary),
+        code=f"{str(commit)[:9]}{'+' if facts.get('code.dirty') else ''}" if commit else "",
+    )
+
+
+def _told(event: Event) -> str:
+    return f"{event.kind} (attempt {event.attempt}): {event.message}"
+
+
+def _facts(folder: Path, state: RunState) -> dict[str, Any]:
+    """Flat provenance of all attempts; a fact that changed between attempts shows both values."""
+    merged: dict[str, Any] = {}
+    for attempt in range(1, state.attempts + 1):
+        path = folder / attempt_name("provenance.json", attempt)
+        if not path.exists():
+            continue
+        env = folder / attempt_name("env.json", attempt)
+        environment = read_json(env) if env.exists() else {}
+        facts = flat({**read_json(path), "environment": environment})
+        for key, value in facts.items():
+            before = merged.get(key, value)
+            merged[key] = value if before == value else f"{before} → {value}"
+    record = state.record
+    for prefix, values in (("config", record.config), ("seed", record.seeds)):
+        merged.update({f"{prefix}.{k}": v for k, v in flatten(values).items()})
+    merged.update({f"budget.{k}": v for k, v in record.budget.items()})
+    merged.update({f"spent.{k}": v for k, v in state.spent.items()})
+    return merged
+
+
+def _rows(run: str, summary: Mapping[str, float], series: Mapping[str, Series]) -> list[MetricRow]:
+    rows = []
+    for name in sorted({*summary, *series}):
+        count, non_finite, last_step, low, high = 0, 0, None, None, None
+        source, value = "summary", summary.get(name)
+        if name in series:
+            steps, values, _ = series[name]
+            finite = values[np.isfinite(values)]
+            count, non_finite = int(values.size), int(values.size - finite.size)
+            # The last of the rows with the highest step, in the order of logging.
+            last = int(values.size - 1 - np.argmax(steps[::-1]))
+            last_step = int(steps[last])
+            if finite.size:
+                low, high = float(finite.min()), float(finite.max())
+            if value is None:
+                source, value = "last", float(values[last])
+        rows.append(MetricRow(run, name, value, source, count, non_finite, last_step, low, high))
+    return rows
+
+
+def _results_digest(series: Mapping[str, Series], summary: Mapping[str, float]) -> str | None:
+    """Digest of what was measured, without times and speeds."""
+    hasher = hashlib.sha256()
+    names = [n for n in sorted({*series, *summary}) if not n.startswith(MACHINE_METRICS)]
+    if not names:
+        return None
+    for name in names:
+        hasher.update(name.encode() + b"\0")
+        if name in series:
+            hasher.update(np.ascontiguousarray(series[name].steps).tobytes())
+            hasher.update(np.ascontiguousarray(series[name].values).tobytes())
+        if name in summary:
+            hasher.update(np.float64(summary[name]).tobytes())
+    return hasher.hexdigest()

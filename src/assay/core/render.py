@@ -1,0 +1,84 @@
+"""Numbers and tables as text: the same words in the terminal, the log and the README."""
+
+import math
+
+from assay.core.table import Cell, Table
+
+NONE = "–"
+
+
+def number(value: float | None) -> str:
+    """A value with about four significant digits; never rounded to a false 0 or 1."""
+    if value is None:
+        return NONE
+    if not math.isfinite(value):
+        return str(value)
+    if value == int(value) and abs(value) < 1e9:
+        return f"{int(value):,}"
+    if abs(value) < 0.001 or abs(value) >= 1e6:
+        return f"{value:.3g}"
+    text = f"{value:.4f}" if abs(value) < 10 else f"{value:.4g}"
+    # 0.99996 is not 1: an error count of 4 in 100,000 must stay visible.
+    return f"{value:.6f}" if abs(float(text)) in (0.0, 1.0) else text
+
+
+def mean_std(row: Cell) -> str:
+    """`0.664 ± 0.477 [6]`; failed, missing and non-finite runs are said."""
+    if row.mean is None:
+        text = f"{NONE} [0]"
+    elif row.std is None:
+        text = f"{number(row.mean)} [{row.n}]"
+    else:
+        text = f"{number(row.mean)} ± {number(row.std)} [{row.n}]"
+    extra = [
+        f"{count} {word}"
+        for count, word in (
+            (row.failed, "failed"),
+            (row.missing, "not ended"),
+            (row.non_finite, "not finite"),
+        )
+        if count
+    ]
+    return f"{text} ({', '.join(extra)})" if extra else text
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """`0.164 to 1.165`, or a dash."""
+    return NONE if low is None or high is None else f"{number(low)} to {number(high)}"
+
+
+def delta(row: Cell) -> str:
+    """`+0.46 (−0.13 to 1.05), 6 pairs`: in the unit of the metric."""
+    if row.delta is None:
+        return ""
+    d = row.delta
+    sign = "+" if d.mean > 0 else ""
+    basis = f"{d.n} pairs" if d.paired else "unpaired"
+    limits = "" if d.low is None else f" ({interval(d.low, d.high)})"
+    return f"{sign}{number(d.mean)}{limits}, {basis}"
+
+
+def seed_values(row: Cell) -> str:
+    """`42: 0.11, 43: 0.999`: every seed with its value."""
+    return ", ".join(f"{seed}: {number(value)}" for seed, value in row.seeds.items())
+
+
+def table_markdown(table: Table, *, seeds: bool = False) -> str:
+    """A Markdown table of the cells, and the notes below it."""
+    if not table.rows:
+        return "No metrics yet.\n"
+    keys = list(table.rows[0].cell)
+    heads = ["arm", *keys, "metric", "mean ± std [n]", "95 % interval", f"Δ to {table.baseline}"]
+    heads += ["seeds"] if seeds else []
+    lines = [row_markdown(heads), row_markdown(["---"] * len(heads))]
+    for row in table.rows:
+        shown = [row.arm, *(str(row.cell[k]) for k in keys), f"`{row.metric}`"]
+        shown += [mean_std(row), interval(row.low, row.high), delta(row)]
+        lines.append(row_markdown([*shown, seed_values(row)] if seeds else shown))
+    lines += ["", *(f"- {note}" for note in table.notes)] if table.notes else []
+    return "\n".join(lines) + "\n"
+
+
+def row_markdown(cells: list[str]) -> str:
+    """One line of a Markdown table; bars inside a cell are escaped."""
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

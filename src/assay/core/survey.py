@@ -1,0 +1,114 @@
+"""What of a plan is done, what is not, and what goes on from a checkpoint: read from the disk."""
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from assay.core.errors import StoreError
+from assay.core.plan import PlannedRun
+from assay.core.run import RunState, checkpoint_step, next_attempt, read_run, run_folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """A run that is not done.
+
+    Attributes:
+        planned: What to compute.
+        folder: Directory of the unfinished run that goes on; None for a fresh one.
+        attempt: The attempt that comes next.
+        start_step: Step of the checkpoint from which it goes on; None: from scratch.
+        generation: 1, or more when an earlier run of the same plan is invalid or repeated.
+    """
+
+    planned: PlannedRun
+    folder: Path | None = None
+    attempt: int = 1
+    start_step: int | None = None
+    generation: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """A plan compared with the run directories.
+
+    Attributes:
+        done: Planned runs that are completed, with their state.
+        pending: Those that are not.
+        broken: A sentence for every run directory that cannot be read.
+    """
+
+    done: tuple[tuple[PlannedRun, RunState], ...]
+    pending: tuple[Pending, ...]
+    broken: tuple[str, ...]
+
+    def cohorts(self) -> list[list[Pending]]:
+        """Pending runs grouped by what is computed together.
+
+        Runs of one cohort start at one step. That changes no result: a seed in a cohort equals
+        the seed alone.
+        """
+        groups: dict[tuple[str, int | None], list[Pending]] = {}
+        for run in self.pending:
+            groups.setdefault((run.planned.cohort, run.start_step), []).append(run)
+        return list(groups.values())
+
+
+def survey(
+    planned: Sequence[PlannedRun],
+    runs_dir: Path,
+    *,
+    invalid: Container[str] = frozenset(),
+    again: bool = False,
+) -> Survey:
+    """Compare a plan with the run directories.
+
+    Args:
+        planned: The runs of a study.
+        runs_dir: Where run directories lie.
+        invalid: Ids of invalidated runs; they count as not done.
+        again: Plan a further generation even of what is done.
+
+    Raises:
+        TamperedError: The checkpoint of an unfinished run was changed.
+    """
+    done: list[tuple[PlannedRun, RunState]] = []
+    pending: list[Pending] = []
+    broken: list[str] = []
+    for run in planned:
+        states, problems = _existing(runs_dir, run)
+        broken += problems
+        valid = [s for s in states if s.record.id not in invalid]
+        latest = max(valid, key=lambda s: s.record.generation, default=None)
+        if latest is None or (again and latest.status == "completed"):
+            generation = 1 + max((s.record.generation for s in states), default=0)
+            pending.append(Pending(planned=run, generation=generation))
+        elif latest.status == "completed":
+            done.append((run, latest))
+        else:
+            pending.append(_continued(run, latest))
+    return Survey(done=tuple(done), pending=tuple(pending), broken=tuple(broken))
+
+
+def _continued(run: PlannedRun, state: RunState) -> Pending:
+    return Pending(
+        planned=run,
+        folder=state.path,
+        attempt=next_attempt(state.path),
+        start_step=checkpoint_step(state.path),
+        generation=state.record.generation,
+    )
+
+
+def _existing(runs_dir: Path, run: PlannedRun) -> tuple[list[RunState], list[str]]:
+    """Readable directories of a planned run, and a sentence for each that is not readable."""
+    states, problems = [], []
+    for folder in sorted(run_folder(runs_dir, run.study, run.arm, run.cell_label).glob("*-*")):
+        try:
+            state = read_run(folder)
+        except StoreError as error:
+            problems.append(str(error))
+            continue
+        if state.record.identity == run.identity:
+            states.append(state)
+    return states, problems

@@ -1,0 +1,222 @@
+"""Tables: mean ± std [n] per arm and cell, intervals, and deltas to the baseline."""
+
+import csv
+import io
+import math
+import statistics as basic
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from assay.core.evidence import Selection, StudyEvidence
+from assay.core.plan import cell_label, cells
+from assay.core.statistics import Interval, mean_interval, paired_difference, welch_difference
+from assay.core.study import Study
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delta:
+    """Difference to the baseline, in the unit of the metric.
+
+    `n` counts seed pairs when `paired`; low and high are None without an interval (n < 2).
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+    paired: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One metric of one arm in one cell of the grid.
+
+    Attributes:
+        seeds: Seed label → final value, for runs that ended well.
+        run_ids: Seed label → run id.
+        failed: Number of runs that failed or have no such value; never dropped from sight.
+        missing: Number of planned runs that have not ended.
+        mean: Of the finite values; None without any.
+        std: Sample standard deviation (n - 1); None for n < 2.
+        low: Lower limit of the 95 % t interval of the mean; None for n < 2.
+        high: Upper limit.
+        non_finite: How many values are NaN or infinite (left out of mean and std, and shown).
+        delta: Against the baseline arm; None for the baseline itself.
+    """
+
+    arm: str
+    cell: dict[str, Any]
+    metric: str
+    seeds: dict[str, float]
+    run_ids: dict[str, str]
+    failed: int
+    missing: int
+    mean: float | None
+    std: float | None
+    low: float | None
+    high: float | None
+    non_finite: int
+    delta: Delta | None
+
+    @property
+    def n(self) -> int:
+        """Number of finite values."""
+        return len(self.seeds) - self.non_finite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """All cells of a study for some metrics, in the order arm, cell, metric."""
+
+    study: str
+    baseline: str
+    metrics: tuple[str, ...]
+    rows: tuple[Cell, ...]
+    notes: tuple[str, ...]
+
+
+def build_table(study: Study, selection: Selection, metrics: Sequence[str]) -> Table:
+    """Aggregate the runs that count.
+
+    Args:
+        study: The study.
+        selection: Its runs.
+        metrics: Names; they must be known (`known_metrics`).
+    """
+    evidence = StudyEvidence(study, selection)
+    rows = []
+    for arm in study.arms:
+        for cell in cells(study.grid):
+            for metric in metrics:
+                base = None
+                if arm != study.baseline:
+                    base = _finite(evidence.values(metric, study.baseline, cell))
+                rows.append(_row(evidence, arm, cell, metric, base))
+    return Table(
+        study=study.id,
+        baseline=study.baseline,
+        metrics=tuple(metrics),
+        rows=tuple(rows),
+        notes=tuple(selection_notes(selection)),
+    )
+
+
+def known_metrics(study: Study, selection: Selection) -> list[str]:
+    """Metrics that runs which count have, those with a definition and a direction first."""
+    logged = {
+        name for run in selection.counting.values() for name in selection.values.get(run.id, {})
+    }
+
+    def rank(name: str) -> tuple[int, str]:
+        known = study.metrics.get(name)
+        return (2 if known is None else 1 if known.goal == "none" else 0, name)
+
+    return sorted(logged, key=rank)
+
+
+def default_metrics(study: Study, selection: Selection) -> list[str]:
+    """What a table shows unasked: metrics with a direction that were measured, test before val."""
+    logged = known_metrics(study, selection)
+    order = {"test": 0, "val": 1, "eval": 1, "train": 2}
+    directed = [m for m in logged if m in study.metrics and study.metrics[m].goal != "none"]
+    chosen = directed or logged[:6]
+    return sorted(chosen, key=lambda m: (order.get(m.partition("/")[0], 3), m))
+
+
+def selection_notes(selection: Selection) -> list[str]:
+    """What the reader of a table must know about runs that are not, or not fully, in it."""
+    notes = []
+    failed = [r for r in selection.counting.values() if r.status == "failed"]
+    running = [r for r in selection.counting.values() if r.status in ("open", "interrupted")]
+    if failed:
+        notes.append(f"{len(failed)} run(s) failed and stay in every count.")
+    unfinished = len(selection.missing)
+    if unfinished:
+        notes.append(
+            f"{unfinished} of {len(selection.planned)} planned runs have not ended"
+            + (f" ({len(running)} started)." if running else ".")
+        )
+    for run, event in selection.invalid:
+        notes.append(f"{run.path}: invalidated {event.at[:10]}: {event.body['because']}")
+    if selection.superseded:
+        notes.append(f"{len(selection.superseded)} earlier run(s) were run again; not counted.")
+    if selection.stale:
+        notes.append(
+            f"{len(selection.stale)} run(s) have another configuration than the study file now "
+            "asks for; not counted."
+        )
+    return notes
+
+
+def _row(
+    evidence: StudyEvidence,
+    arm: str,
+    cell: dict[str, Any],
+    metric: str,
+    baseline: dict[str, float] | None,
+) -> Cell:
+    found = evidence.values(metric, arm, cell)
+    seeds = {seed: value for seed, value in found.items() if value is not None}
+    label = cell_label(cell)
+    finite = _finite(found)
+    sample = list(finite.values())
+    low, high = _limits(mean_interval(sample, CONFIDENCE)) if sample else (None, None)
+    return Cell(
+        arm=arm,
+        cell=cell,
+        metric=metric,
+        seeds=seeds,
+        run_ids={s: evidence.selection.counting[(arm, label, s)].id for s in seeds},
+        failed=len(found) - len(seeds),
+        missing=len(evidence.seeds) - len(found),
+        mean=basic.fmean(sample) if sample else None,
+        std=basic.stdev(sample) if len(sample) > 1 else None,
+        low=low,
+        high=high,
+        non_finite=len(seeds) - len(finite),
+        delta=None if baseline is None else _delta(finite, baseline),
+    )
+
+
+def _finite(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {s: v for s, v in values.items() if v is not None and math.isfinite(v)}
+
+
+def _limits(interval: Interval) -> tuple[float | None, float | None]:
+    """Limits of an interval; None where nothing bounds it."""
+    low, high = interval.low, interval.high
+    return (low if math.isfinite(low) else None, high if math.isfinite(high) else None)
+
+
+def _delta(values: Mapping[str, float], baseline: Mapping[str, float]) -> Delta | None:
+    """Paired by seed where both arms have seeds in common; else the difference of means."""
+    if not values or not baseline:
+        return None
+    common = [seed for seed in values if seed in baseline]
+    if common:
+        interval = paired_difference([values[s] for s in common], [baseline[s] for s in common])
+    else:
+        interval = welch_difference(list(values.values()), list(baseline.values()))
+    low, high = _limits(interval)
+    return Delta(mean=interval.estimate, low=low, high=high, n=interval.n, paired=bool(common))
+
+
+def to_json(table: Table) -> dict[str, Any]:
+    """Plain data, every seed with its run id."""
+    return asdict(table) | {"confidence": CONFIDENCE}
+
+
+def to_csv(table: Table) -> str:
+    """One line a seed: the tidy form that other tools read."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    keys = list(table.rows[0].cell) if table.rows else []
+    writer.writerow(["study", "arm", *keys, "metric", "seed", "value", "run"])
+    for row in table.rows:
+        for seed, value in row.seeds.items():
+            place = [table.study, row.arm, *(row.cell[k] for k in keys)]
+            writer.writerow([*place, row.metric, seed, repr(value), row.run_ids[seed]])
+    return buffer.getvalue()

@@ -1,0 +1,96 @@
+"""From a study and its runs to verdicts: contract first, then claims."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from assay.core.claims import Judgement, judge
+from assay.core.contract import Contract, Realised, check
+from assay.core.criterion import parse
+from assay.core.evidence import Selection, by_phase, select
+from assay.core.grammar import Measure
+from assay.core.index import Index
+from assay.core.ledger import Event
+from assay.core.study import Claim, Study
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyVerdict:
+    """What a study comes to.
+
+    Attributes:
+        study: The study.
+        selection: The runs that count.
+        contract: What the arms differ in.
+        judgements: One a claim, in the order of the file.
+    """
+
+    study: Study
+    selection: Selection
+    contract: Contract
+    judgements: tuple[Judgement, ...]
+
+    @property
+    def headline(self) -> str:
+        """The verdicts in few words, for a heading: "PASS 2, INCONCLUSIVE 1"."""
+        if not self.judgements:
+            return "no claims"
+        order = ("PASS", "FAIL", "INCONCLUSIVE", "INVALID", "UNTESTED")
+        counts = {v: sum(j.verdict == v for j in self.judgements) for v in order}
+        return ", ".join(f"{v} {n}" for v, n in counts.items() if n)
+
+    @property
+    def exit_code(self) -> int:
+        """0 all PASS; 1 a FAIL; 4 an INVALID (confounded, no-op); 5 undecided or untested."""
+        verdicts = {j.verdict for j in self.judgements}
+        if "FAIL" in verdicts:
+            return 1
+        if "INVALID" in verdicts:
+            return 4
+        return 5 if verdicts & {"INCONCLUSIVE", "UNTESTED"} else 0
+
+
+def judge_study(study: Study, index: Index, events: Sequence[Event]) -> StudyVerdict:
+    """Check the contract and judge every claim of a study.
+
+    Raises:
+        CriterionError: A criterion that does not fit the study.
+    """
+    selection = select(study, index, events)
+    contract = check_contract(study, selection, index)
+    blocked = {c.name: _blocking(c, study, contract) for c in study.claims.values()}
+    judgements = judge(list(study.claims.values()), by_phase(study, selection), blocked=blocked)
+    return StudyVerdict(
+        study=study, selection=selection, contract=contract, judgements=tuple(judgements)
+    )
+
+
+def check_contract(study: Study, selection: Selection, index: Index) -> Contract:
+    """Compare what ran in the arms, from the realised provenance of completed runs."""
+    realised = [
+        Realised(
+            run_id=run.id,
+            arm=run.arm,
+            cell=run.cell_label,
+            seed=run.seed_label,
+            facts=index.facts(run.id),
+            results_sha256=run.results_sha256,
+        )
+        for run in selection.counting.values()
+        if run.status == "completed"
+    ]
+    return check(
+        realised,
+        arms=tuple(study.arms),
+        factor=study.factor,
+        grid=tuple(study.grid),
+        engine=study.table.engine,
+    )
+
+
+def _blocking(claim: Claim, study: Study, contract: Contract) -> list[str]:
+    """Findings that touch the arms that a claim's criterion compares."""
+    measures = [node for node in parse(claim.criterion).nodes() if isinstance(node, Measure)]
+    named = {arm for measure in measures for arm in measure.arms}
+    if any(not measure.arms for measure in measures):
+        named = set(study.arms)
+    return [f"{finding.kind}: {finding.message}" for finding in contract.blocking(named)]

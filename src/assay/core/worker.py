@@ -1,0 +1,193 @@
+"""The child process that computes one cohort: establishes provenance, then calls the engine.
+
+Started by a launcher with a `Job` on standard input and the number of an open pipe for messages
+as its argument. An ad-hoc command is computed by the same code inside `assay run`.
+"""
+
+import contextlib
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import msgspec
+
+from assay.core.config import build
+from assay.core.engine import Engine
+from assay.core.environment import salt_of
+from assay.core.errors import AssayError
+from assay.core.files import to_json, write_atomic
+from assay.core.launch.job import Job
+from assay.core.program import run_program
+from assay.core.provenance import capture
+from assay.core.registry import find_task
+from assay.core.run import RunRecord, RunWriter, attempt_name, read_record
+from assay.core.settings import Settings
+from assay.core.study import Collect
+from assay.core.vcs import diff_patch
+
+
+@dataclass(slots=True)
+class Stop:
+    """Whether the user asked to stop, and whether the engine has noticed."""
+
+    asked: bool = False
+    seen: bool = False
+
+    def __call__(self) -> bool:
+        """For `RunContext.should_stop`."""
+        self.seen = self.seen or self.asked
+        return self.asked
+
+    def ask(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler."""
+        self.asked = True
+
+
+def main() -> None:
+    """Entry point of `python -m assay.core.worker PIPE`."""
+    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
+    stop = Stop()
+    signal.signal(signal.SIGTERM, stop.ask)
+    pipe = int(sys.argv[1])
+
+    def send(line: bytes) -> None:
+        # Without a reader the runner is gone; its locks are ours now, and the work goes on.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(pipe, line)
+
+    compute(job, Settings.from_environment(start=Path(job.root)), send, stop)
+
+
+def compute(
+    job: Job, settings: Settings, send: Callable[[bytes], None] | None, stop: Stop
+) -> list[str]:
+    """Compute a cohort and record how each run ended; returns their statuses.
+
+    A mistake of the engine or program fails the runs with its traceback; it is not raised.
+
+    Raises:
+        AssayError: Provenance cannot be established; the runs are recorded as failed.
+    """
+    records = [read_record(Path(run.folder)) for run in job.runs]
+    writers = [
+        RunWriter(
+            Path(run.folder),
+            attempt=run.attempt,
+            rank=0 if record.cmd is None else COLLECTOR_RANK,
+            device=job.device,
+            threads=job.threads,
+            data_dir=Path(job.data_dir) if job.data_dir else None,
+            on_progress=send,
+            stop=stop,
+        )
+        for run, record in zip(job.runs, records, strict=True)
+    ]
+    error: str | None
+    try:
+        if records[0].cmd is not None:
+            error = _program(job, records[0], writers[0], settings, stop)
+        else:
+            error = _engine(job, records, writers, settings)
+    except Exception:
+        error = traceback.format_exc()
+        sys.stderr.write(error)
+    # A task that saw the wish to stop has returned early; one that did not is complete.
+    status = "failed" if error else "interrupted" if stop.seen else "completed"
+    for writer in writers:
+        writer.finish(status, error=error)
+    return [status] * len(writers)
+
+
+COLLECTOR_RANK = 1
+"""A program may log its own rows as rank 0 (`assay.init`); what is collected is another rank."""
+
+
+def _engine(
+    job: Job, records: Sequence[RunRecord], writers: Sequence[RunWriter], settings: Settings
+) -> str | None:
+    assert records[0].engine is not None
+    engine, task = find_task(records[0].engine, records[0].task, where=records[0].study)
+    configs = [build(task.config, r.config, where=f"run {r.id}") for r in records]
+    shared = _capture(job, settings, list(sys.orig_argv[:3]), engine)
+    shared["engine"] = {"name": engine.name, "task": task.name, **task.environment()}
+    for record, writer, config in zip(records, writers, configs, strict=True):
+        data = task.fingerprint(config, record.seeds)
+        _record_provenance(writer, {**shared, "data": data}, settings)
+    task.run(configs, writers)
+    return None
+
+
+def _program(
+    job: Job, record: RunRecord, writer: RunWriter, settings: Settings, stop: Stop
+) -> str | None:
+    assert record.cmd is not None
+    out = None
+    if job.out_dir is not None:
+        out = writer.folder / job.out_dir
+        out.mkdir(exist_ok=True)
+    _record_provenance(writer, _capture(job, settings, record.cmd, None), settings)
+    return run_program(
+        record.cmd,
+        writer,
+        out,
+        Collect(**job.collect),
+        settings.environment,
+        stop,
+        echo=job.out_dir is None,
+    )
+
+
+def _capture(
+    job: Job, settings: Settings, argv: Sequence[str], engine: Engine | None
+) -> dict[str, Any]:
+    provenance = capture(
+        root=Path(job.root),
+        argv=argv,
+        env=settings.environment,
+        declared=job.environment,
+        packages=engine.packages if engine else (),
+        source=_sources(engine),
+        salt=salt_of(Path(job.cache_dir)),
+        cwd=Path.cwd(),
+    )
+    return {**provenance, "device": job.device, "threads": job.threads}
+
+
+def _sources(engine: Engine | None) -> list[Path]:
+    """Folders of the packages that compute: the lab, and the engine wherever it lives."""
+    if engine is None:
+        return []
+    modules = {"assay"}
+    for task in engine.tasks.values():
+        modules.add(task.run.__module__.partition(".")[0])
+    found = [importlib.import_module(name).__file__ for name in sorted(modules)]
+    return [Path(file).parent if Path(file).name == "__init__.py" else Path(file)
+            for file in found if file]  # fmt: skip
+
+
+def _record_provenance(
+    writer: RunWriter, provenance: Mapping[str, Any], settings: Settings
+) -> None:
+    """Write provenance before anything is computed: without it a run does not start."""
+    folder, attempt = writer.folder, writer.attempt
+    rest = {k: v for k, v in provenance.items() if k != "environment"}
+    write_atomic(folder / attempt_name("provenance.json", attempt), to_json(rest))
+    write_atomic(folder / attempt_name("env.json", attempt), to_json(provenance["environment"]))
+    if provenance["code"].get("dirty"):
+        patch = diff_patch(settings.root, settings.environment)
+        write_atomic(folder / attempt_name("diff.patch", attempt), patch)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except AssayError as mistake:
+        sys.stderr.write(f"error: {mistake}\n")
+        sys.exit(mistake.exit_code)
