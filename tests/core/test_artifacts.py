@@ -1,5 +1,6 @@
 import hashlib
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -57,7 +58,7 @@ def test_a_second_save_keeps_the_first(tmp_path):
     first = store.save("model.bin", b"one")
     store.save("model.bin", b"two")
     assert store.read("model.bin") == b"two"
-    assert [e.sha256 for e in store.history()][0] == first
+    assert store.history()[0].sha256 == first
     assert (tmp_path / "artifacts" / f"{first[:12]}-model.bin").read_bytes() == b"one"
     store.save("model.bin", b"one")
     assert store.read("model.bin") == b"one"
@@ -140,7 +141,7 @@ def test_a_failed_replace_leaves_the_old_file(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_appending_to_a_full_disk_is_a_store_error(tmp_path):
     """`/dev/full` refuses every write; the error says so."""
     (tmp_path / "events.jsonl").symlink_to("/dev/full")

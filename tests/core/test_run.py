@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -120,7 +121,9 @@ def test_a_failed_run_keeps_its_traceback_and_checkpoint(tmp_path):
     assert next_attempt(folder) == 2
 
 
-@pytest.mark.parametrize("name", ["metrics-0-1.jsonl", "metrics.parquet", "artifacts/manifest.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["metrics-0-1.jsonl", "metrics.parquet", "artifacts/manifest.jsonl"]
+)
 def test_a_change_after_the_end_is_found(name, tmp_path):
     """Sealed files cannot be edited unseen."""
     folder = make(tmp_path)
@@ -433,10 +436,8 @@ def test_sigkill_loses_no_acknowledged_row(tmp_path):
             stdout=subprocess.PIPE,
         )
         seen = os.read(process.stdout.fileno(), 1 << 16) if rng.random() < 0.9 else b""
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(rng.expovariate(1 / 0.02))
-        except subprocess.TimeoutExpired:
-            pass
         process.send_signal(signal.SIGKILL)
         seen += process.communicate()[0]
         assert process.returncode == -signal.SIGKILL

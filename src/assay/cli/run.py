@@ -74,8 +74,8 @@ def run_study(
               metrics=frozenset(study.metrics) or None)  # fmt: skip
     events = ledger(settings)
     invalid = frozenset(invalidations(events))
-    found = survey(expand(study), settings.runs_dir, invalid=invalid, again=again)
     phase, why = phase_of(study, settings, events)
+    found = survey(expand(study), settings.runs_dir, phase=phase, invalid=invalid, again=again)
     console = Console()
     show_plan(study, found, why, console)
     if dry_run or not found.pending:

@@ -127,9 +127,9 @@ def is_option(word: str) -> bool:
 
 def redact_argv(argv: Sequence[str], env: Mapping[str, str], salt: bytes) -> list[str]:
     """The command line without secrets: each is replaced by its keyed digest."""
-    secrets = sorted(
-        {v for k, v in env.items() if len(v) >= 8 and looks_secret(k, v)}, key=len, reverse=True
-    )
+    # PWD sounds like a password and is on many command lines.
+    named = {k: v for k, v in env.items() if len(v) >= 8 and not re.fullmatch(VOLATILE, k)}
+    secrets = sorted({v for k, v in named.items() if looks_secret(k, v)}, key=len, reverse=True)
     clean: list[str] = []
     option = ""
     for word in argv:

@@ -36,18 +36,20 @@ def figure_metrics(study: Study, selection: Selection, index: Index) -> list[str
     ]
 
 
+def figure_path(folder: Path, study: Study, metric: str) -> Path:
+    """Where the figure of a metric lies, below the folder of all figures."""
+    return folder / study.id / f"{metric.replace('/', '-')}.png"
+
+
 def draw_figures(study: Study, selection: Selection, index: Index, folder: Path) -> list[Path]:
     """Draw a figure for each metric of `figure_metrics`; returns the files.
 
     The same index gives the same bytes.
     """
-    names = figure_metrics(study, selection, index)
-    if not names:
-        return []
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name in names:
-        path = folder / f"{name.replace('/', '-')}.png"
+    for name in figure_metrics(study, selection, index):
+        path = figure_path(folder, study, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, _draw(study, selection, index, name))
         paths.append(path)
     return paths
@@ -58,7 +60,7 @@ def _draw(study: Study, selection: Selection, index: Index, metric: str) -> byte
     columns = min(4, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(1.5 + 5.0 * columns, 0.9 + 3.1 * rows), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for axis, cell in zip(axes.flat, panels, strict=False):
         for colour, arm in zip(COLOURS * 9, study.arms, strict=False):
@@ -69,13 +71,8 @@ def _draw(study: Study, selection: Selection, index: Index, metric: str) -> byte
         axis.set_visible(False)
     axes.flat[0].legend(frameon=False, fontsize=8)
     figure.suptitle(f"{study.id}: {metric} (every seed; mean and 95 % band)", fontsize=10)
-    canvas.draw()
-    return _png(canvas)
-
-
-def _png(canvas: FigureCanvasAgg) -> bytes:
     buffer = io.BytesIO()
-    canvas.figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
     return buffer.getvalue()
 
 

@@ -73,14 +73,15 @@ def confounds(
         kind = "unequal-budget" if family in ("spent", "budget") else "confounded"
         if any(under(key, name) for name in INCIDENTAL):
             kind = family = "incidental"
-        together = family if family in TOGETHER else key
         pairs = tuple(sorted(differences[key].pairs))
-        found.setdefault((kind, together, pairs), []).append(differences[key])
-    for (kind, _, pairs), members in found.items():
+        place = (kind, family if family in TOGETHER else key, pairs)
+        found.setdefault(place, []).append(differences[key])
+    for (kind, together, pairs), members in found.items():
         keys = tuple(member.key for member in members)
         more = f" (and {_listed(keys[1:])} too)" if len(keys) > 1 else ""
         what = f"{keys[0]} is {by_value(members[0].values)}{more}"
-        often = f", in {members[0].num_sites} of {num_sites} pairs" if num_sites else ""
+        count = members[0].num_sites
+        often = "" if count >= num_sites else f", in {count} of {num_sites} pairs"
         yield Finding(
             kind=kind,
             arms=_arms(pairs),
@@ -89,11 +90,19 @@ def confounds(
                 what=what + often,
                 factor=", ".join(factor) or "nothing",
                 out=WAYS_OUT.get(keys[0].partition(".")[0], "give the arms the same value"),
-                name=keys[0].removeprefix("config."),
+                name=_as_factor(together),
             ),
             blocks=kind != "incidental",
             pairs=pairs,
         )
+
+
+def _as_factor(key: str) -> str:
+    """How a study file would declare this fact."""
+    family, _, rest = key.partition(".")
+    if family in ("argv", "scripts"):
+        return "cmd" if rest.isdecimal() or rest == "order" else rest.lstrip("-+~")
+    return rest if family == "config" else key
 
 
 _SENTENCES = {

@@ -143,7 +143,11 @@ class Runner:
                 continue
             # Another process may have finished it since the plan was made.
             fresh = survey(
-                [run.planned], self.settings.runs_dir, invalid=self.invalid, again=self.again
+                [run.planned],
+                self.settings.runs_dir,
+                phase=self.phase,
+                invalid=self.invalid,
+                again=self.again,
             )
             if [
                 p

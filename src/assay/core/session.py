@@ -7,6 +7,7 @@ interrupted (the program ended without `finish`).
 """
 
 import atexit
+import concurrent.futures.thread  # noqa: F401 - cannot be imported at exit, where polars needs it
 import os
 import sys
 import traceback

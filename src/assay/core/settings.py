@@ -52,6 +52,11 @@ class Settings:
         return self.root / "notes"
 
     @property
+    def figures_dir(self) -> Path:
+        """Figures that the log shows, one folder a study."""
+        return self.root / "figures"
+
+    @property
     def index_path(self) -> Path:
         """The SQLite index of this project."""
         key = hashlib.sha256(str(self.root).encode()).hexdigest()[:16]

@@ -7,6 +7,7 @@ from pathlib import Path
 from assay.core.errors import StoreError
 from assay.core.plan import PlannedRun
 from assay.core.run import RunState, checkpoint_step, next_attempt, read_run, run_folder
+from assay.core.study import PHASES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,7 @@ def survey(
     planned: Sequence[PlannedRun],
     runs_dir: Path,
     *,
+    phase: str,
     invalid: Container[str] = frozenset(),
     again: bool = False,
 ) -> Survey:
@@ -66,6 +68,8 @@ def survey(
     Args:
         planned: The runs of a study.
         runs_dir: Where run directories lie.
+        phase: Phase of a fresh run. A run of a lower phase is not done; an unfinished run of
+            another phase does not go on, since the code or criteria behind it changed.
         invalid: Ids of invalidated runs; they count as not done.
         again: Plan a further generation even of what is done.
 
@@ -78,16 +82,24 @@ def survey(
     for run in planned:
         states, problems = _existing(runs_dir, run)
         broken += problems
-        valid = [s for s in states if s.record.id not in invalid]
-        latest = max(valid, key=lambda s: s.record.generation, default=None)
-        if latest is None or (again and latest.status == "completed"):
-            generation = 1 + max((s.record.generation for s in states), default=0)
-            pending.append(Pending(planned=run, generation=generation))
-        elif latest.status == "completed":
+        latest = max(
+            (s for s in states if s.record.id not in invalid),
+            key=lambda s: s.record.generation,
+            default=None,
+        )
+        if latest is not None and latest.status != "completed" and latest.record.phase == phase:
+            pending.append(_continued(run, latest))
+        elif latest is not None and not again and _serves(latest, phase):
             done.append((run, latest))
         else:
-            pending.append(_continued(run, latest))
+            generation = 1 + max((s.record.generation for s in states), default=0)
+            pending.append(Pending(planned=run, generation=generation))
     return Survey(done=tuple(done), pending=tuple(pending), broken=tuple(broken))
+
+
+def _serves(state: RunState, phase: str) -> bool:
+    rank = PHASES.index
+    return state.status == "completed" and rank(state.record.phase) >= rank(phase)
 
 
 def _continued(run: PlannedRun, state: RunState) -> Pending:

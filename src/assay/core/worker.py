@@ -9,6 +9,7 @@ import importlib
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ def compute(
     Raises:
         AssayError: Provenance cannot be established; the runs are recorded as failed.
     """
+    began = time.monotonic()
     records = [read_record(Path(run.folder)) for run in job.runs]
     writers = [
         RunWriter(
@@ -100,7 +102,9 @@ def compute(
         sys.stderr.write(error)
     # A task that saw the wish to stop has returned early; one that did not is complete.
     status = "failed" if error else "interrupted" if stop.seen else "completed"
+    share_s = (time.monotonic() - began) / len(writers)
     for writer in writers:
+        writer.spent(process_s=share_s)
         writer.finish(status, error=error)
     return [status] * len(writers)
 

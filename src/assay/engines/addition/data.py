@@ -75,12 +75,13 @@ class Encoder:
         self._tens = torch.empty(3, NUM_DIGITS + 1, num, dtype=torch.float64)
         self._digit = torch.empty(SEQUENCE, num, dtype=torch.int32)
         self._digit_T1B = torch.empty(SEQUENCE, 1, num, dtype=torch.int32)
-        self._is_T10B = torch.empty(SEQUENCE, 10, num, dtype=torch.bool)
+        self._float = torch.empty(SEQUENCE, num, dtype=dtype)
+        self._float_T1B = torch.empty(SEQUENCE, 1, num, dtype=dtype)
         self._hot_T10B = torch.empty(SEQUENCE, 10, num, dtype=dtype)
         self._cell = torch.empty(num, SEQUENCE, dtype=torch.int32)
         self._query = torch.empty(num, NUM_ROWS, dtype=torch.int32)
         self._target = torch.full((num, NUM_ROWS), EOS, dtype=torch.int64)
-        self._ten = torch.arange(10, dtype=torch.int32).view(1, 10, 1)
+        self._ten = torch.arange(10, dtype=dtype).view(1, 10, 1)
         self._powers = _POWERS.view(1, -1, 1)
         self._start = _CELL_START.to(torch.int32)
         self._answer = self._digit_T1B[FIRST_ROW + 1 :, 0].t()
@@ -104,7 +105,10 @@ class Encoder:
         torch.add(digit[:, 0].t(), self._start, out=self._cell)
         torch.sub(self._cell[:, FIRST_ROW:], 10 * FIRST_ROW, out=self._query)
         self._target[:, :-1] = self._answer
-        self._hot_T10B.copy_(torch.eq(digit, self._ten, out=self._is_T10B))
+        # Compared as floats into floats: bool or integer comparison takes six times as long.
+        self._float.view(3, NUM_DIGITS + 1, -1).copy_(self._tens)
+        torch.index_select(self._float, 0, _ORDER, out=self._float_T1B[:, 0])
+        torch.eq(self._float_T1B, self._ten, out=self._hot_T10B)
         return self._batch
 
 

@@ -1,0 +1,183 @@
+import json
+import math
+
+import pytest
+import torch
+
+from assay.core.errors import CheckpointError, ConfigError
+from assay.engines.addition.checkpoint import parse
+from assay.engines.addition.engine import ENGINE, METRICS
+from assay.engines.addition.train import STACKABLE, train
+
+from .helpers import PUBLIC_456, MemoryContext, small
+
+FULL = {"d_model": 8, "d_ff": 28}
+
+
+def run(config, *contexts, configs=None):
+    train(configs or [config] * len(contexts), contexts)
+    return contexts
+
+
+def same_result(one: MemoryContext, other: MemoryContext) -> None:
+    assert one.rows == other.rows
+    assert one.files == other.files
+    final = [{k: v for k, v in c.final.items() if not k.startswith("speed")} for c in (one, other)]
+    assert final[0] == final[1]
+    assert one.checkpoint == other.checkpoint
+
+
+@pytest.mark.parametrize("settings", [FULL, PUBLIC_456], ids=["1128", "456"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_seed_in_a_cohort_equals_the_seed_alone(settings, threads):
+    """Bit for bit, in cohorts of 1, 2 and 5, at every place, whatever the threads."""
+    config = small(**settings)
+    (alone,) = run(config, MemoryContext(3))
+    assert len(alone.rows) == 3
+    for seeds in ((3, 8), (8, 3), (1, 2, 3, 4, 5), (3, 9, 7, 6, 5)):
+        cohort = run(config, *(MemoryContext(seed, threads=threads) for seed in seeds))
+        same_result(cohort[seeds.index(3)], alone)
+
+
+def test_a_seed_in_a_cohort_equals_the_seed_alone_at_full_batch():
+    """The same at the batch size of the studies, where matrix kernels take other paths."""
+    config = small(**FULL, batch_size=512, steps=12, eval_interval=6, warmup_steps=3)
+    (alone,) = run(config, MemoryContext(3))
+    cohort = run(config, *(MemoryContext(seed, threads=2) for seed in (1, 2, 4, 5, 3)))
+    same_result(cohort[4], alone)
+
+
+def test_seeds_of_a_cohort_differ():
+    """Other seeds give other weights: the stack does not share numbers."""
+    first, second = run(small(), MemoryContext(1), MemoryContext(2))
+    assert first.files["last.safetensors"] != second.files["last.safetensors"]
+    only_init = run(small(), MemoryContext(1, data=0), MemoryContext(2, data=0))
+    assert only_init[0].rows != only_init[1].rows
+
+
+def test_settings_of_a_run_hold_in_a_cohort():
+    """Every stackable setting gives each run its own value, as if it were alone."""
+    changes = [
+        {"lr": 0.005},
+        {"weight_decay": 0.2},
+        {"warmup_steps": 20},
+        {"min_lr_ratio": 0.5},
+        {"grad_clip": 0.05},
+    ]
+    assert {name for change in changes for name in change} == STACKABLE
+    assert ENGINE.tasks["train"].stackable == STACKABLE
+    configs = [small(**change) for change in changes]
+    contexts = [MemoryContext(3) for _ in configs]
+    train(configs, contexts)
+    for config, context in zip(configs, contexts, strict=True):
+        (alone,) = run(config, MemoryContext(3))
+        same_result(context, alone)
+    assert len({context.files["last.safetensors"] for context in contexts}) == len(configs)
+
+
+def test_what_cannot_be_stacked_is_refused():
+    """Runs of other widths are no cohort."""
+    with pytest.raises(ConfigError, match="may differ only in their seeds"):
+        train([small(), small(d_ff=15)], [MemoryContext(1), MemoryContext(2)])
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 2, 3])
+def test_a_stopped_run_goes_on_bit_for_bit(stop_after):
+    """Stopping at any look-up point and resuming equals no interruption."""
+    config = small(**FULL)
+    (whole,) = run(config, MemoryContext(3))
+    context = MemoryContext(3, stop_after=stop_after)
+    train([config], [context])
+    assert "best.safetensors" not in context.files
+    assert context.checkpoint[0] < config.steps or stop_after == 3
+    context.stop_after = 10**9
+    train([config], [context])
+    same_result(context, whole)
+
+
+def test_a_killed_run_goes_on_bit_for_bit_from_any_checkpoint():
+    """Every checkpoint that was ever saved leads to the same end, in company too."""
+    config = small(**PUBLIC_456)
+    whole = run(config, MemoryContext(3), MemoryContext(4))
+    for number, (step, content) in enumerate(whole[0].checkpoints):
+        first, second = MemoryContext(3), MemoryContext(4)
+        first.checkpoint = (step, content)  # the other run of the cohort starts afresh
+        train([config, config], [first, second])
+        assert first.files == whole[0].files
+        assert first.rows == {s: v for s, v in whole[0].rows.items() if s > step}
+        same_result(second, whole[1])
+        assert number < 3
+
+
+def test_a_checkpoint_of_another_run_is_refused():
+    """Seeds and settings must be those of the checkpoint."""
+    (context,) = run(small(), MemoryContext(3, stop_after=1))
+    context.stop_after = 10**9
+    other = MemoryContext(4)
+    other.checkpoint = context.checkpoint
+    with pytest.raises(CheckpointError, match="its own seeds"):
+        train([small()], [other])
+    with pytest.raises(CheckpointError, match="its own config"):
+        train([small(lr=0.001)], [context])
+
+
+def test_everything_logged_is_declared():
+    """No metric without a definition; the last step is always evaluated."""
+    config = small()
+    (context,) = run(config, MemoryContext(3))
+    names = set(context.final) | {name for row in context.rows.values() for name in row}
+    assert names <= set(METRICS)
+    assert sorted(context.rows) == [25, 50, 60]
+    assert context.budget == {"steps": 60, "examples": 60 * 32}
+    assert set(context.files) == {"best.safetensors", "last.safetensors", "summary.json"}
+    plain = json.loads(context.files["summary.json"])
+    assert plain["multi_seed_validation"]["total_examples"] == 100
+    assert context.final["model/parameters"] == 763
+
+
+def test_the_best_weights_are_kept_not_the_last():
+    """best.safetensors holds the weights of the best validation result, from its step."""
+    (context,) = run(small(grok_threshold=0.0), MemoryContext(3))
+    _, about = parse(context.files["best.safetensors"], where="best")
+    best = max(row["val/exact_match"] for row in context.rows.values())
+    first = min(s for s, row in context.rows.items() if row["val/exact_match"] == best)
+    assert about["step"] == first == context.final["val/best_step"]
+    assert about["val_exact_match"] == best
+    assert context.final["val/grok_step"] == 25
+
+
+def test_a_run_learns_one_digit_sums():
+    """Guessing costs 2.64 nats; after 400 steps the fixed tokens are known and more."""
+    config = small(
+        **FULL, init="scaled", steps=400, batch_size=128, lr=0.015, warmup_steps=40,
+        eval_interval=50, curriculum=((1, 1, 400),),
+    )  # fmt: skip
+    (context,) = run(config, MemoryContext(1))
+    losses = [row["train/loss_nats"] for row in context.rows.values()]
+    assert losses[-1] < 0.22 < losses[0]
+
+
+def test_a_diverged_run_says_so_and_ends():
+    """A loss that is no number is logged as such, with one event, and the run ends."""
+    config = small(lr=1e30, warmup_steps=0, weight_decay=0.0)
+    (context,) = run(config, MemoryContext(3))
+    losses = [row["train/loss_nats"] for row in context.rows.values()]
+    assert all(math.isnan(loss) for loss in losses)
+    assert [kind for kind, _ in context.events] == ["diverged"]
+    assert context.final["test/exact_match"] == 0.0
+
+
+def test_other_devices_are_refused():
+    """No silent fallback from a device that was asked for."""
+    context = MemoryContext(1)
+    context.device = "cuda"
+    with pytest.raises(ConfigError, match="device must be 'cpu'"):
+        train([small()], [context])
+
+
+def test_training_leaves_the_process_as_it_was():
+    """Thread count and gradient mode of the caller are restored."""
+    torch.set_num_threads(2)
+    run(small(steps=20, warmup_steps=2), MemoryContext(1, threads=2))
+    assert torch.get_num_threads() == 2
+    assert torch.is_grad_enabled()
