@@ -443,7 +443,7 @@ def client(tmp_path):
         )
         return Realised(
             run_id=f"{arm}{seed}", arm=arm, cell="all", seed=str(seed),
-            facts={**facts, "seed.init": seed}, results_sha256=str((seen["agreement"], seed)),
+            facts={**facts, "seed.init": seed}, results_sha256=str((seen["agreement"], arm, seed)),
         )  # fmt: skip
 
     return start

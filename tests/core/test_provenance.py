@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from assay.core.errors import ProvenanceError
 from assay.core.provenance import (
+    _machine_facts,
     argv_slots,
     capture,
     clean_environment,
@@ -163,15 +164,20 @@ def test_ignored_files_are_not_code(project, env):
 
 
 def test_a_users_git_configuration_does_not_change_the_digest(project, env):
-    """The same change has the same digest under any git configuration."""
-    (project / "train.py").write_text("changed\n")
-    plain = code(project, env)
+    """The same change, above the project's folder, has one digest under any git configuration."""
+    (project / "train.py").write_text("".join(f"line {i}\n" for i in range(40)))
+    (project / "inner").mkdir()
+    (project / "inner" / "study.toml").write_text("")
+    commit(project, env)
+    (project / "train.py").write_text("".join(f"line {i or 'changed'}\n" for i in range(39)))
+    (project / "new.py").write_text("")
+    plain = code(project / "inner", env)
     (Path(env["HOME"]) / ".gitconfig").write_text(
         "[diff]\nnoprefix = true\nmnemonicPrefix = true\ncontext = 9\nexternal = false\n"
-        "algorithm = patience\nrelative = true\n[color]\nui = always\n[status]\n"
-        "showUntrackedFiles = no\n[core]\nquotePath = false\n"
+        "algorithm = patience\nrelative = true\ninterHunkContext = 30\n[color]\nui = always\n"
+        "[status]\nshowUntrackedFiles = no\n[core]\nquotePath = false\n"
     )
-    assert code(project, env) == plain
+    assert code(project / "inner", env) == plain
 
 
 def test_a_repository_without_a_commit_says_so(tmp_path, env):
@@ -321,24 +327,34 @@ def test_options_become_facts():
     }  # fmt: skip
 
 
-WORDS = st.one_of(
-    st.sampled_from(["--a", "--b", "--a=1", "--b=2", "-3", "x", "y", "k=v", "--", "", "-v"]),
-    st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=4),
+def test_an_option_that_is_given_twice_keeps_both_values():
+    """Programs that collect an option see both; so does the record, in order."""
+    facts = flat({"argv": ["p", "--x", "1", "--x=2", "--x"]})
+    assert facts["argv.--x"] == ["1", "2", True]
+
+
+@given(
+    st.lists(st.sampled_from(["--a", "--b", "--a=1", "k=v", "-3", "x", "-v", ""]), max_size=8),
+    st.data(),
 )
+def test_another_word_is_another_fact(words, data):
+    """No word of a command line is lost: replace any one, and some fact changes."""
+    place = data.draw(st.integers(0, len(words)))
+    one, two = (
+        ["p", *words[:place], word, *words[place:]]
+        for word in data.draw(
+            st.sampled_from([("y", "z"), ("--a=2", "--a=3"), ("--a", "--c"), ("k=1", "k=2")])
+        )
+    )
+    assert flat({"argv": one}) != flat({"argv": two})
 
 
-@given(st.lists(WORDS, max_size=8), st.lists(WORDS, max_size=8))
-def test_command_lines_with_other_words_have_other_facts(one, two):
-    """No word of a command line is lost: another multiset of words gives other facts."""
-
-    def words(argv):
-        cut = argv.index("--") if "--" in argv else len(argv)
-        head = [w for word in argv[:cut] for w in (word.split("=", 1) if "=" in word else [word])]
-        return sorted([*head, *(w for word in argv[cut + 1 :] for w in word.split("=", 1))])
-
-    one, two = ["p", *one], ["p", *two]
-    if words(one) != words(two):
-        assert flat({"argv": one}) != flat({"argv": two})
+@given(st.permutations(["--a", "x", "y", "k=v"]))
+def test_another_order_is_another_fact(words):
+    """Some programs read their options in order: the order is a fact too."""
+    usual = ["--a", "x", "y", "k=v"]
+    if words != usual:
+        assert flat({"argv": ["p", *words]}) != flat({"argv": ["p", *usual]})
 
 
 # ---- environment --------------------------------------------------------------------------
@@ -467,6 +483,14 @@ def test_sixteen_processes_agree_on_one_key(tmp_path):
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["salt"]
 
 
+def test_a_key_that_another_process_made_meanwhile_is_kept(tmp_path, monkeypatch):
+    """The loser of the race takes the winner's key and leaves nothing behind."""
+    first = salt_of(tmp_path)
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    assert salt_of(tmp_path) == first
+    assert [path.name for path in tmp_path.iterdir()] == ["salt"]
+
+
 def test_the_key_is_private(tmp_path):
     """Only its owner can read it."""
     salt_of(tmp_path)
@@ -494,11 +518,11 @@ def test_packages_are_those_that_are_installed(project, env):
     """Names and versions agree with Python's own list."""
     lines = subprocess.run(
         [sys.executable, "-c", "from importlib.metadata import version as v;"
-         "print(v('numpy'), v('hypothesis'), v('msgspec'))"],
+         "print(v('numpy'), v('hypothesis'), v('typing-extensions'))"],
         check=True, capture_output=True, text=True,
     ).stdout.split()  # fmt: skip
     facts = flat(captured(project, env))
-    found = [facts[f"packages.{name}"] for name in ("numpy", "hypothesis", "msgspec")]
+    found = [facts[f"packages.{name}"] for name in ("numpy", "hypothesis", "typing-extensions")]
     assert found == lines
 
 
@@ -541,6 +565,18 @@ def test_facts_take_along_what_the_runner_adds(project, env):
         "cpu",
         "addition",
     )
+
+
+def test_a_containers_random_name_is_no_machine(project, env, monkeypatch):
+    """A restarted container is the same machine: its name is its id, new at every start."""
+    real = os.uname()
+    seen = set()
+    for name in ("0123456789ab", "ba9876543210"):
+        monkeypatch.setattr(os, "uname", lambda n=name: type(real)((real[0], n, *real[2:])))
+        _machine_facts.cache_clear()
+        seen.add(captured(project, env)["machine"]["host"])
+    _machine_facts.cache_clear()
+    assert seen == {"container"}
 
 
 def test_capturing_twice_gives_the_same(project, env):

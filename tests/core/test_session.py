@@ -53,6 +53,7 @@ def test_three_lines_record_a_run(project):
     assert read_metrics(run.path).series["train/loss_nats"].values.tolist() == [1, 1 / 2, 1 / 3]
     provenance = orjson.loads((run.path / "provenance.json").read_bytes())
     assert provenance["machine"]
+    assert (run.path / "env.json").exists()
     assert provenance["argv"] == state.record.cmd
     verify_run(state)
 

@@ -1,6 +1,10 @@
-"""Finding engines: the entry points `assay.engines` of whatever is installed."""
+"""Finding engines: installed ones by entry point, a project's own by `module:NAME`."""
 
+import importlib
+import sys
 from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
 
 from assay.core.config import unknown_key
 from assay.core.engine import Engine, Task
@@ -9,30 +13,30 @@ from assay.core.errors import StudyError
 GROUP = "assay.engines"
 
 
-def find_task(engine: str, task: str | None, *, where: str) -> tuple[Engine, Task]:
+def find_task(engine: str, task: str | None, *, root: Path, where: str) -> tuple[Engine, Task]:
     """The engine and task of these names; a lone task needs no name.
+
+    Args:
+        engine: Name of an entry point of the group `assay.engines`, or `module:NAME` for an
+            `Engine` in a module of the project folder.
+        task: Name of one of its tasks.
+        root: The project folder, from which `module` is imported.
+        where: File and table, for the message.
 
     Raises:
         StudyError: No such engine or task, or the engine's own imports fail.
     """
-    found = {point.name: point for point in entry_points(group=GROUP)}
-    if engine not in found:
-        raise StudyError(
-            f"{where}: engine: {unknown_key(engine, sorted(found)).replace('key', 'engine')} "
-            "An engine registers itself as an entry point of the group 'assay.engines' "
-            "(docs/write-an-engine.md)."
-        )
     try:
-        loaded = found[engine].load()
-    except ImportError as error:
+        loaded = _from_project(engine, root) if ":" in engine else _installed(engine, where)
+    except (ImportError, AttributeError) as error:
         raise StudyError(
-            f"{where}: engine '{engine}' cannot be imported: {error}. "
-            "Install its requirements: pip install 'assay[engines]'."
+            f"{where}: engine '{engine}' cannot be imported: {error}. Correct module:NAME, or "
+            "install what it needs: pip install 'assay[engines]'."
         ) from error
     if not isinstance(loaded, Engine):
         raise StudyError(
-            f"{where}: entry point '{found[engine].value}' is a {type(loaded).__name__}, not an "
-            "assay.core.engine.Engine."
+            f"{where}: engine '{engine}' is a {type(loaded).__name__}, not an "
+            "assay.core.engine.Engine (docs/write-an-engine.md)."
         )
     if task is None and len(loaded.tasks) == 1:
         return loaded, next(iter(loaded.tasks.values()))
@@ -41,3 +45,21 @@ def find_task(engine: str, task: str | None, *, where: str) -> tuple[Engine, Tas
             f"{where}: task {task!r} is not one of engine '{engine}': {', '.join(loaded.tasks)}."
         )
     return loaded, loaded.tasks[task]
+
+
+def _installed(name: str, where: str) -> Any:
+    found = {point.name: point for point in entry_points(group=GROUP)}
+    if name not in found:
+        hint = unknown_key(name, sorted(found)).replace("key", "engine")
+        raise StudyError(
+            f"{where}: {hint} An engine is an entry point of the group '{GROUP}', or module:NAME "
+            "in the project folder (docs/write-an-engine.md)."
+        )
+    return found[name].load()
+
+
+def _from_project(name: str, root: Path) -> Any:
+    module, _, attribute = name.partition(":")
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    return getattr(importlib.import_module(module), attribute)

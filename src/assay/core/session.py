@@ -238,9 +238,11 @@ def _fresh_run(
         cmd=provenance["argv"],
     )
     folder = create_run(settings.runs_dir, record)
+    environment = provenance.pop("environment")
     write_atomic(folder / attempt_name("provenance.json", 1), to_json(provenance))
-    patch = diff_patch(settings.root, settings.environment)
-    if patch:
+    write_atomic(folder / attempt_name("env.json", 1), to_json(environment))
+    if provenance["code"].get("dirty"):
+        patch = diff_patch(settings.root, settings.environment)
         write_atomic(folder / attempt_name("diff.patch", 1), patch)
     return folder
 

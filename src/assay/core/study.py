@@ -16,6 +16,7 @@ from assay.core.config import build, digest
 from assay.core.engine import Engine, Metric, Task
 from assay.core.errors import ConfigError, StudyError
 from assay.core.registry import find_task
+from assay.core.settings import find_project
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 PHASES = ("debug", "pilot", "frozen")
@@ -217,7 +218,8 @@ def _check(raw: dict[str, Any], path: Path, file: str) -> Study:
     table = build(StudyTable, _table(raw, "study", file), where=f"{file} [study]")
     engine, task = None, None
     if table.engine is not None:
-        engine, task = find_task(table.engine, table.task, where=f"{file} [study]")
+        root = find_project(path.resolve().parent)
+        engine, task = find_task(table.engine, table.task, root=root, where=f"{file} [study]")
     factor = (table.factor,) if isinstance(table.factor, str) else tuple(table.factor)
     arms = _arms(_table(raw, "arms", file), table, tuple(f for f in factor if f), file)
     if table.baseline is not None and table.baseline not in arms:

@@ -117,7 +117,9 @@ def _engine(
     job: Job, records: Sequence[RunRecord], writers: Sequence[RunWriter], settings: Settings
 ) -> str | None:
     assert records[0].engine is not None
-    engine, task = find_task(records[0].engine, records[0].task, where=records[0].study)
+    engine, task = find_task(
+        records[0].engine, records[0].task, root=Path(job.root), where=records[0].study
+    )
     configs = [build(task.config, r.config, where=f"run {r.id}") for r in records]
     shared = _capture(job, settings, list(sys.orig_argv[:3]), engine)
     shared["engine"] = {"name": engine.name, "task": task.name, **task.environment()}
