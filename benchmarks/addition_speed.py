@@ -53,6 +53,7 @@ PEER = {
     ),
 }
 MODELS = tuple(OURS)
+WARM_UP = 3
 
 
 class Speedometer:
@@ -111,14 +112,19 @@ def plain(model: str, *, threads: int, steps: int) -> float:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     trainer = Trainer(PEER[model], seed=1)
-    seconds_per_step(trainer, 3)
+    seconds_per_step(trainer, WARM_UP)
     speed = 1 / seconds_per_step(trainer, steps)
     torch.set_num_threads(before)
     return speed
 
 
-def two_processes(side: str, model: str, steps: int) -> float:
-    """Sum of the speeds of two processes with one thread each, started together."""
+def two_processes(side: str, model: str, steps: int) -> tuple[float, float]:
+    """Two processes with one thread each, started together.
+
+    Returns:
+        The sum of their speeds, and the CPU milliseconds of a model-step (their mean): the
+        second hardly depends on what else the machine was doing.
+    """
     command = [sys.executable, __file__, "--worker", side, "--model", model, "--steps", str(steps)]
     workers = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -131,7 +137,9 @@ def two_processes(side: str, model: str, steps: int) -> float:
         assert worker.stdin is not None
         worker.stdin.write("go\n")
         worker.stdin.flush()
-    return sum(float(worker.communicate()[0]) for worker in workers)
+    results = [[float(part) for part in worker.communicate()[0].split()] for worker in workers]
+    speed, cpu_ms = (sum(column) for column in zip(*results, strict=True))
+    return speed, cpu_ms / len(results)
 
 
 def worker(side: str, model: str, steps: int) -> None:
@@ -140,7 +148,10 @@ def worker(side: str, model: str, steps: int) -> None:
     measure(side, model, seeds=4, threads=1, steps=max(2, steps // 10))
     print("ready", flush=True)
     sys.stdin.readline()
-    print(measure(side, model, seeds=4, threads=1, steps=steps))
+    before = time.process_time()
+    speed = measure(side, model, seeds=4, threads=1, steps=steps)
+    cpu_s = time.process_time() - before
+    print(speed, 1000 * cpu_s / (steps * 4 if side == "ours" else steps + WARM_UP))
 
 
 def measure(side: str, model: str, *, seeds: int, threads: int, steps: int) -> float:
@@ -164,13 +175,16 @@ def run_all(repeats: int, steps: int) -> list[dict[str, Any]]:
             "1 process x 2 threads": {"ours": [], "plain": []},
             "2 processes x 1 thread": {"ours": [], "plain": []},
         }
+        cpu_ms: dict[str, list[float]] = {"ours": [], "plain": []}
         ours(model, seeds=2, threads=2, steps=10)
         for _ in range(repeats):
             together, apart = speeds.values()
             together["plain"].append(plain(model, threads=2, steps=plain_steps))
             together["ours"].append(ours(model, seeds=8, threads=2, steps=steps))
-            apart["plain"].append(two_processes("plain", model, plain_steps))
-            apart["ours"].append(two_processes("ours", model, steps * 2))
+            for side, num in (("plain", plain_steps), ("ours", steps * 2)):
+                speed, spent_ms = two_processes(side, model, num)
+                apart[side].append(speed)
+                cpu_ms[side].append(spent_ms)
         for setting, sides in speeds.items():
             medians = {side: statistics.median(values) for side, values in sides.items()}
             rows.append(
@@ -180,6 +194,9 @@ def run_all(repeats: int, steps: int) -> list[dict[str, Any]]:
                     "setting": setting,
                     "model_steps_per_s": medians,
                     "ratio": medians["ours"] / medians["plain"],
+                    "cpu_ms_per_model_step_1_thread": {
+                        side: statistics.median(values) for side, values in cpu_ms.items()
+                    },
                     "all": sides,
                 }
             )
@@ -202,6 +219,7 @@ def main() -> None:
         "what": "addition training, model-steps/s, batch 512, 8 seeds",
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": f"{cpu_name()}, {torch.get_num_threads()} threads, {platform.system()}",
+        "load_before": Path("/proc/loadavg").read_text().split()[0],
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -214,13 +232,15 @@ def main() -> None:
     print(text)
     print(f"\nMedians of {record['repeats']} alternating repeats on {record['machine']}, ", end="")
     print(f"torch {record['torch']}.\n")
-    print("| model | setting | plain, model-steps/s | Assay, model-steps/s | ratio |")
-    print("|---|---|---:|---:|---:|")
+    print(
+        "| model | setting | plain, model-steps/s | Assay, model-steps/s | ratio | CPU ms a step |"
+    )
+    print("|---|---|---:|---:|---:|---:|")
     for row in record["rows"]:
-        speed = row["model_steps_per_s"]
+        speed, cpu = row["model_steps_per_s"], row["cpu_ms_per_model_step_1_thread"]
         print(
             f"| {row['model']} | {row['setting']} | {speed['plain']:.1f} | {speed['ours']:.0f} "
-            f"| {row['ratio']:.1f}x |"
+            f"| {row['ratio']:.1f}x | {cpu['plain']:.2f} / {cpu['ours']:.2f} |"
         )
 
 

@@ -89,12 +89,16 @@ def test_arms_that_differ_in_the_factor_alone_have_no_finding():
     assert contract.num_pairs == 3
 
 
-def test_the_way_out_of_a_confound_works():
+@pytest.mark.parametrize(
+    ("lines", "way_out"),
+    [(("p --m 1 --port 1", "p --m 2 --port 2"), "port"), (("p one --m 1", "p two --m 2"), "cmd")],
+)
+def test_the_way_out_of_a_confound_works(lines, way_out):
     """Declared as the message says, the difference is no finding any more."""
-    runs = [command("p --m 1 --port 1", arm="a"), command("p --m 2 --port 2", arm="b")]
+    runs = [command(line, arm=arm) for arm, line in zip("ab", lines, strict=True)]
     finding = only(judge(runs, factor=("m",), engine=None), "confounded")
-    assert "declare 'port'" in finding.message
-    assert judge(runs, factor=("m", "port"), engine=None).findings == ()
+    assert f"declare '{way_out}'" in finding.message
+    assert judge(runs, factor=("m", way_out), engine=None).findings == ()
 
 
 def test_what_lies_below_the_factor_may_differ():

@@ -68,6 +68,9 @@ HOSTILE = [
     "{x: 1 for x in 'a'}",
     "(lambda: 1)()",
     "open('canary', 'w')",
+    "x.mean('acc', 'new') > 0",
+    "().__class__.any('arm', mean('acc') > 0)",
+    "mean('acc', 'new', **3) > 0",
     "eval('1') > 0",
     "exec('import os')",
     "f'{open(1)}' > 0",
@@ -81,6 +84,8 @@ HOSTILE = [
     "9 % 4 > 0",
     "1 if 1 > 0 else 0",
     "1 in (1, 2)",
+    "1 is 1",
+    "1 not in 1",
     "'a' * 1000000 > 0",
     "True > 0",
     "None == 0",
@@ -181,6 +186,7 @@ def _combine(part):
         ).map(lambda t: f"({t[0]} {t[1]} {t[2]})"),
         part.map(lambda p: f"({p}).__class__"),
         part.map(lambda p: f"({p})[0]"),
+        part.map(lambda p: f"({p}).mean('acc', 'new') > 0"),
         part.map(lambda p: f"[y for y in {p}]"),
         part.map(lambda p: f"(lambda: {p})()"),
         part.map(lambda p: f"(y := {p})"),
@@ -233,6 +239,7 @@ def test_any_text_is_an_error_or_a_criterion(text):
         ("mean('acc', 'new') > men('acc', 'new')", "column 22", "Did you mean 'mean'"),
         ("mean('acc', 'new') > 0\nand\nacc > 1", "line 3, column 1", "bare name"),
         ("0 < mean('acc', 'new')\n  and 1 +", "line 2, column 10", "syntax"),
+        ("1 > 0 and\n 1 > > 0\n and 1 > 0", "line 2, column 6", "syntax"),
         ("mean('acc', 'new') > 0 and mean.x > 1", "column 28", "an attribute"),
         ("mean('acc', 'new')", "column 1", "Compare it"),
         ("(1 > 0) + 1 > 0", "column 2", "where a number is needed"),
@@ -419,14 +426,21 @@ def test_diff_is_paired_where_seeds_are_shared():
 
 def test_pairs_are_by_seed_not_by_position():
     """Seeds in another order, or one more in one arm, pair by their label; the rest is named."""
-    new = {"42": 1.1, "43": 2.1, "44": 3.2}
-    base = {"44": 3.0, "45": 99.0, "43": 2.0, "42": 1.0}
+    new = {"43": 1.1, "44": 2.1, "45": 3.2}
+    base = {"45": 3.0, "42": 99.0, "44": 2.0, "43": 1.0}
     found = evaluate(
         parse("diff('acc', 'new', 'base') > 0"), Table({("acc", "new"): new, ("acc", "base"): base})
     )
     assert found.n == 3
     assert found.estimate == pytest.approx(0.4 / 3)
-    assert any("one arm only" in reason and "45" in reason for reason in found.reasons)
+    assert any("one arm only" in reason and "42" in reason for reason in found.reasons)
+
+
+def test_a_tie_is_no_win():
+    """`wins` counts seeds where a > b; a tie stays in n."""
+    table = Table({("acc", "new"): [1.0] * 4, ("acc", "base"): [1.0, 0.0, 0.0, 0.0]})
+    found = evaluate(parse("wins('acc', 'new', 'base') > 0"), table)
+    assert (found.estimate, found.n, found.how) == (0.75, 4, "Wilson, 3 of 4 pairs")
 
 
 def test_rates_pair_or_not():
@@ -540,6 +554,9 @@ def test_arithmetic_is_conservative():
     assert apart.low <= paired.low
     assert apart.high >= paired.high
     assert answer("1 / (value('z', 'new') - value('z', 'new')) > -1", ZERO) == "open"
+    spans = Table({("w", "new"): [-1.0, 1.0, 0.5, -0.2]})
+    for text in ("1 / mean('w', 'new') < 1e6", "1 / mean('w', 'new') > -1e6"):
+        assert answer(text, spans) == "open"
     assert answer("value('z', 'new') / 2 + 3 * 2 - -1 == 7", ZERO) == "yes"
     assert answer("mean('z', 'base') * 0 == 0", ZERO) == "open"
     assert (

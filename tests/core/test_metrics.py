@@ -355,6 +355,26 @@ def test_downsample_keeps_ends_extremes_and_gaps(values, points):
             assert np.nanmax(values) == np.nanmax(got)
 
 
+@given(
+    size=st.integers(20, 5000),
+    gap=st.floats(0, 1),
+    spike=st.floats(0, 1),
+    spike_value=st.sampled_from([1e9, -1e9, math.inf, -math.inf]),
+    points=st.integers(5, 512),
+)
+@settings(deadline=None, max_examples=150)
+def test_downsample_hides_no_single_step(size, gap, spike, spike_value, points):
+    """One NaN or one spike in a long smooth curve stays, wherever it is."""
+    values = np.sin(np.arange(size) / 50)
+    gap_at, spike_at = int(gap * (size - 1)), int(spike * (size - 1))
+    values[spike_at] = spike_value
+    values[gap_at] = math.nan
+    got_steps, got = downsample(np.arange(size, dtype=np.int64), values, points)
+    assert got.size <= points
+    assert gap_at in got_steps
+    assert gap_at == spike_at or spike_at in got_steps
+
+
 def test_downsample_puts_steps_in_order():
     """Steps logged out of order come back ascending, equal steps in the order they were logged."""
     steps = np.array([5, 1, 5, 0], dtype=np.int64)

@@ -169,7 +169,9 @@ def test_a_users_git_configuration_does_not_change_the_digest(project, env):
     (project / "inner").mkdir()
     (project / "inner" / "study.toml").write_text("")
     commit(project, env)
-    (project / "train.py").write_text("".join(f"line {i or 'changed'}\n" for i in range(39)))
+    (project / "train.py").write_text(
+        "".join(f"line {i if i % 20 else 'new'}\n" for i in range(39))
+    )
     (project / "new.py").write_text("")
     plain = code(project / "inner", env)
     (Path(env["HOME"]) / ".gitconfig").write_text(

@@ -164,6 +164,18 @@ class Config:
     rates: tuple[float, ...] = (0.1, 0.2)
 
 
+@pytest.mark.parametrize(
+    ("seeds", "label"),
+    [({}, ""), ({"init": 43}, "43"), ({"init": 43, "data": 0}, "init=43,data=0")],
+)
+def test_seeds_are_labelled_as_in_a_study(seeds, label, project):
+    """Runs of a script and runs of a study pair by the same label."""
+    with assay.init(seeds=seeds) as run:
+        pass
+    assert read_run(run.path).record.seed_label == label
+    assert run.path.name.startswith(f"{label or 'none'}-")
+
+
 def test_a_dataclass_is_a_config(project):
     """Dataclasses are stored as plain tables."""
     with assay.init(config=Config(width=4)) as run:

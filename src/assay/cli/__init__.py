@@ -1,8 +1,9 @@
 """The command line: parses, then calls. One file per command group, loaded when it is used."""
 
+import os
 import sys
 
-from cyclopts import App
+from cyclopts import App, CycloptsError
 
 from assay import __version__
 from assay.core.errors import AssayError
@@ -27,13 +28,36 @@ app.command("assay.cli.log:log", name="log", help="Write EXPERIMENTS.md, or chec
 app.command("assay.cli.show:index", name="index", help="Refresh or rebuild the index.")
 app.command("assay.cli.addition:app", name="addition", help="Engine: transformers that add.")
 
+BROKEN_PIPE = 141
+PROGRAM = "--"
+"""Before a program: what follows belongs to it, options included."""
+
 
 def main() -> None:
-    """Run the command line; a user's mistake ends with one paragraph and its exit code."""
+    """Run the command line; a user's mistake ends with one paragraph and exit code 2."""
+    tokens = sys.argv[1:]
+    if PROGRAM in tokens and tokens[0] == "run":
+        # The first one ends the options; the second tells `run` that a program was given.
+        tokens.insert(tokens.index(PROGRAM), PROGRAM)
     try:
-        app()
+        app(tokens, exit_on_error=False, print_error=False)
+        sys.stdout.flush()
     except AssayError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
+    except CycloptsError as error:
+        _fail(f"{' '.join(str(error).split())} `assay {_command(tokens)}--help` lists them all.", 2)
     except BrokenPipeError:
-        sys.exit(141)
+        # Whoever read has read enough. Nothing is left to be flushed into the closed pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(BROKEN_PIPE)
+
+
+def _fail(message: str, code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.write(f"error: {message}\n")
+    sys.exit(code)
+
+
+def _command(tokens: list[str]) -> str:
+    """The command that was meant, if it is one."""
+    return f"{tokens[0]} " if tokens and tokens[0] in app else ""

@@ -33,7 +33,7 @@ class PlainContext:
         self.data_dir: Path | None = None
         self.stop = False
         self._folder, self._quiet = folder, quiet
-        self._summary: dict[str, float] = {}
+        self.results: dict[str, float] = {}
         self._shown_s = 0.0
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -42,15 +42,15 @@ class PlainContext:
         path = self._folder / "metrics.csv"
         is_new = not path.exists()
         with path.open("a", newline="") as file:
-            writer = csv.writer(file)
+            writer = csv.writer(file, lineterminator="\n")
             if is_new:
                 writer.writerow(["step", *values])
             writer.writerow([step, *values.values()])
 
     def summary(self, values: Mapping[str, float]) -> None:
         """Keep final values; results.json holds them all."""
-        self._summary |= values
-        self.save("results.json", json.dumps(self._summary, indent=1, sort_keys=True).encode())
+        self.results |= values
+        self.save("results.json", json.dumps(self.results, indent=1, sort_keys=True).encode())
 
     def save(self, name: str, content: bytes) -> str:
         """Write a file, whole or not at all."""
@@ -83,7 +83,7 @@ class PlainContext:
     def _drop_rows_after(self, step: int) -> None:
         path = self._folder / "metrics.csv"
         if path.exists():
-            lines = path.read_text().splitlines()
+            lines = path.read_text().split("\n")[:-1]  # a torn last line has no end
             kept = [line for line in lines[1:] if int(line.split(",")[0]) <= step]
             self.save("metrics.csv", "\n".join([*lines[:1], *kept, ""]).encode())
 
@@ -113,9 +113,11 @@ class PlainContext:
 def train(
     out: Path,
     *,
-    seed: Annotated[list[int] | None, Parameter(consume_multiple=True)] = None,
+    seed: Annotated[list[int] | None, Parameter(consume_multiple=True, negative="")] = None,
     data_seed: int | None = None,
-    set_: Annotated[list[str] | None, Parameter(name="--set", consume_multiple=True)] = None,
+    set_: Annotated[
+        list[str] | None, Parameter(name="--set", consume_multiple=True, negative="")
+    ] = None,
     threads: int = 2,
     quiet: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
@@ -124,32 +126,50 @@ def train(
     Writes OUT/seed-N/ with metrics.csv, best.safetensors, last.safetensors, summary.json and
     results.json. Ctrl-C saves the state; the same command goes on from it, bit for bit.
 
-    Parameters
-    ----------
-    out:
-        Folder for the runs.
-    seed:
-        Seeds of initialisation and data; one run each. Default: 0.
-    data_seed:
-        One data seed for all runs instead of each run's own seed.
-    set_:
-        Settings as name=value, as in a study's [config]: --set d_model=8 d_ff=28 lr=0.015.
-        Values are JSON; words need no quotes.
-    threads:
-        Runs computed at the same time.
-    quiet:
-        No progress lines.
+    Args:
+        out: Folder for the runs.
+        seed: Seeds of initialisation and data; one run each. Default: 0.
+        data_seed: One data seed for all runs instead of each run's own seed.
+        set_: Settings as name=value, as in a study's [config]: --set d_model=8 d_ff=28 lr=0.015.
+            Values are JSON; words need no quotes.
+        threads: Runs computed at the same time.
+        quiet: No progress lines.
     """
     config = _config(set_ or [])
     seeds = seed or [0]
+    contexts = _contexts(out, seeds, data_seed, threads=threads, quiet=quiet)
+    from assay.engines.addition.train import train as train_cohort
+
+    with _interruptible(contexts):
+        train_cohort([config] * len(contexts), contexts)
+    if contexts[0].stop and not all(context.results for context in contexts):
+        print(f"stopped; the same command goes on from {out}", file=sys.stderr)
+        raise SystemExit(130)
+    print(f"{num_parameters(config)} parameters, {config.steps} steps")
+    for context, name in zip(contexts, seeds, strict=True):
+        result = context.results
+        print(
+            f"seed {name}: exact match {result['test/exact_match']:.5f} on "
+            f"{config.test_size * len(config.test_seeds)} test pairs, {result['test/errors']:.0f} "
+            f"errors; best at step {result['val/best_step']:.0f}"
+        )
+
+
+def _contexts(
+    out: Path, seeds: Sequence[int], data_seed: int | None, *, threads: int, quiet: bool
+) -> list[PlainContext]:
+    """One folder a seed; nothing is made before everything is checked."""
     if len(set(seeds)) != len(seeds):
         raise ConfigError(f"--seed must name different seeds; got {seeds}. Leave the repeated out.")
     if min([*seeds, data_seed or 0]) < 0:
-        raise ConfigError(f"seeds must be 0 or more; got {seeds} and data seed {data_seed}.")
+        raise ConfigError(
+            f"seeds must be 0 or more; got {seeds} and data seed {data_seed}. Any whole number "
+            "from 0 will do."
+        )
     if threads < 1:
         raise ConfigError(f"--threads must be at least 1; got {threads}. Use one a free core.")
     try:
-        contexts = [
+        return [
             PlainContext(
                 out / f"seed-{s}",
                 seeds={"init": s, "data": s if data_seed is None else data_seed},
@@ -163,21 +183,6 @@ def train(
             f"{error.filename}: the output folder cannot be made ({error.strerror}). Choose a "
             "folder that you may write to."
         ) from error
-    from assay.engines.addition.train import train as train_cohort
-
-    with _interruptible(contexts):
-        train_cohort([config] * len(contexts), contexts)
-    if contexts[0].stop:
-        print(f"stopped; the same command goes on from {out}", file=sys.stderr)
-        raise SystemExit(130)
-    print(f"{num_parameters(config)} parameters, {config.steps} steps")
-    for context, name in zip(contexts, seeds, strict=True):
-        result = context._summary
-        print(
-            f"seed {name}: exact match {result['test/exact_match']:.5f} on "
-            f"{config.test_size * len(config.test_seeds)} test pairs, {result['test/errors']:.0f} "
-            f"errors; best at step {result['val/best_step']:.0f}"
-        )
 
 
 @app.command
@@ -189,12 +194,9 @@ def evaluate(
 ) -> None:
     """Evaluate checkpoints on the ten public test sets of 10,000 pairs.
 
-    Parameters
-    ----------
-    checkpoint:
-        best.safetensors or last.safetensors of a run, or a released .pt file.
-    json_:
-        Print JSON with the result of every test set.
+    Args:
+        checkpoint: best.safetensors or last.safetensors of a run, or a released .pt file.
+        json_: Print JSON with the result of every test set.
     """
     from assay.core.config import to_plain
     from assay.engines.addition.checkpoint import load_model
@@ -237,16 +239,11 @@ def predict(
 ) -> None:
     """Let a checkpoint add two numbers, greedily, digit by digit.
 
-    Parameters
-    ----------
-    checkpoint:
-        best.safetensors or last.safetensors of a run, or a released .pt file.
-    a:
-        First operand, 0 to 9999999999.
-    b:
-        Second operand.
-    json_:
-        Print JSON.
+    Args:
+        checkpoint: best.safetensors or last.safetensors of a run, or a released .pt file.
+        a: First operand, 0 to 9999999999.
+        b: Second operand.
+        json_: Print JSON.
     """
     operands = [_operand(name, text) for name, text in (("A", a), ("B", b))]
     from assay.engines.addition.checkpoint import load_model

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from rich.console import Console
 
 from assay.core.config import unknown_key
 from assay.core.errors import StudyError
@@ -15,6 +16,25 @@ from assay.core.index import Index
 from assay.core.ledger import Event, read_ledger
 from assay.core.settings import Settings
 from assay.core.study import Study, load_study
+
+UNLIMITED = 10_000
+
+
+class Output(Console):
+    """Text as it is: what people wrote into studies and reasons is no markup.
+
+    In a terminal, tables fit its width; elsewhere nothing is cut, so that it can be searched.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        """For standard output, or what rich's Console takes."""
+        super().__init__(markup=False, highlight=False, emoji=False, soft_wrap=True, **options)
+        if not self.is_terminal:
+            self.width = UNLIMITED
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to `main`, which ends as a shell expects."""
+        raise BrokenPipeError
 
 
 @contextmanager
@@ -26,15 +46,36 @@ def open_index(settings: Settings, study: str | None = None) -> Iterator[Index]:
 
 
 def study_paths(settings: Settings) -> dict[str, Path]:
-    """Id → file, for every study file of the project; files that are not TOML are left out."""
+    """Id → file, for every study file of the project that can be parsed.
+
+    Raises:
+        StudyError: Two files have one id.
+    """
     found: dict[str, Path] = {}
-    for path in sorted((settings.root / "studies").rglob("*.toml")):
+    for path in _study_files(settings):
         try:
-            name = tomllib.loads(path.read_text("utf-8"))["study"]["id"]
+            name = str(tomllib.loads(path.read_text("utf-8"))["study"]["id"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        found.setdefault(str(name), path)
+        if name in found:
+            raise StudyError(
+                f"A study's id must be one file's; '{name}' is the id of {found[name]} and of "
+                f"{path}. Their runs would be mixed: change the id in one of them."
+            )
+        found[name] = path
     return found
+
+
+def load_studies(settings: Settings) -> list[Study]:
+    """Every study of the project, by id.
+
+    Raises:
+        StudyError: A file breaks a rule: a log without its study would look complete.
+    """
+    paths = study_paths(settings)
+    # Files without an id are named by the error of reading them.
+    unnamed = [path for path in _study_files(settings) if path not in paths.values()]
+    return [load_study(path) for path in (*paths.values(), *unnamed)]
 
 
 def open_study(name: str, settings: Settings) -> Study:
@@ -44,15 +85,21 @@ def open_study(name: str, settings: Settings) -> Study:
         StudyError: No such file or id, or the file breaks a rule.
     """
     path = Path(name)
-    if path.suffix == ".toml" or path.is_file():
+    if path.suffix == ".toml":
         return load_study(path)
     known = study_paths(settings)
     if name not in known:
-        hint = unknown_key(name, sorted(known)).replace("key", "study").replace("keys", "studies")
-        raise StudyError(
-            f"{hint} Studies are the .toml files under {settings.root.name}/studies; a path works too."
-        )
+        raise StudyError(unknown_study(name, sorted(known), settings))
     return load_study(known[name])
+
+
+def unknown_study(name: str, known: list[str], settings: Settings) -> str:
+    """The paragraph for a study that does not exist."""
+    hint = unknown_key(name, known).replace("Known keys: .", "There are none.")
+    return (
+        f"{hint.replace('keys', 'studies').replace('key', 'study')} Studies are the .toml files "
+        f"under {settings.root / 'studies'}; a path works too."
+    )
 
 
 def ledger(settings: Settings) -> list[Event]:
@@ -63,3 +110,7 @@ def ledger(settings: Settings) -> list[Event]:
 def print_json(value: Any) -> None:
     """Plain data as one JSON document on standard output."""
     sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
+
+
+def _study_files(settings: Settings) -> list[Path]:
+    return sorted((settings.root / "studies").rglob("*.toml"))

@@ -11,11 +11,15 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from assay.cli.common import Output
 from assay.core.launch.job import Message
 from assay.core.run import RunState
 
 WINDOW_S = 20.0
 LINE_EVERY_S = 30.0
+REFRESH_S = 0.25
+RESERVED_LINES = 3
+"""Of a terminal: the summary, what is not shown, and the cursor's line."""
 
 
 @dataclass(slots=True)
@@ -38,14 +42,15 @@ class Display:
 
     def __init__(self, num_runs: int, console: Console | None = None) -> None:
         """Prepare for this many pending runs."""
-        self.console = console or Console()
+        self.console = console or Output()
         self.num_runs = num_runs
         self.rows: dict[str, _Row] = {}
         self._points: deque[tuple[float, int]] = deque()
         self._steps = 0
-        self._said = time.monotonic()
+        self._said = self._drawn = time.monotonic()
+        # Drawn by `tick`, not by a thread of rich: one thread sees the rows whole.
         self._live = (
-            Live(console=self.console, refresh_per_second=4, get_renderable=self._table)
+            Live(console=self.console, auto_refresh=False, get_renderable=self._table)
             if self.console.is_terminal
             else None
         )
@@ -64,12 +69,15 @@ class Display:
         for state in states:
             self.rows[state.record.id] = _Row(state)
         first = states[0].record
+        cell = "" if first.cell_label == "all" else f" {first.cell_label}"
         seeds = ", ".join(s.record.seed_label for s in states)
-        self._say(f"started {first.arm} {first.cell_label}: seeds {seeds}")
+        self._say(f"started {first.arm}{cell}: seed {seeds}")
 
     def progress(self, message: Message) -> None:
         """A run tells how far it is."""
-        row = self.rows[message.run]
+        row = self.rows.get(message.run)
+        if row is None:
+            return
         # The first message of a resumed run tells where it stands, not what was computed.
         if row.total:
             self._steps += max(0, message.step - row.step)
@@ -80,7 +88,9 @@ class Display:
         """A run's attempt has ended."""
         row = self.rows[state.record.id]
         row.state, row.done = state, True
-        if state.status != "completed":
+        if state.status == "completed":
+            self._say(f"{row.name}: completed {_values(row)}".rstrip())
+        else:
             self._say(f"{row.name}: {state.status}. {_last_line(state)}")
 
     def tick(self) -> None:
@@ -88,11 +98,13 @@ class Display:
         now = time.monotonic()
         while len(self._points) > 2 and now - self._points[0][0] > WINDOW_S:
             self._points.popleft()
-        if self._live is None and now - self._said > LINE_EVERY_S and self.rows:
-            running = [r for r in self.rows.values() if not r.done]
-            for row in running:
-                self.console.print(f"  {row.name}: step {row.step}/{row.total} {_values(row)}",
-                                   highlight=False, soft_wrap=True)  # fmt: skip
+        if self._live is not None:
+            if now - self._drawn > REFRESH_S:
+                self._drawn = now
+                self._live.refresh()
+        elif now - self._said > LINE_EVERY_S and self.rows:
+            for row in self._running():
+                self.console.print(f"  {row.name}: step {row.step}/{row.total} {_values(row)}")
             self._say(self._footer())
 
     @property
@@ -103,32 +115,47 @@ class Display:
         (t0, s0), (t1, s1) = self._points[0], self._points[-1]
         return (s1 - s0) / (t1 - t0) if t1 > t0 else 0.0
 
+    def _running(self) -> list[_Row]:
+        return [row for row in self.rows.values() if not row.done]
+
     def _left_s(self) -> float | None:
         totals = [r.total for r in self.rows.values() if r.total]
         if not totals or self.rate <= 0:
             return None
-        left = sum(r.total - r.step for r in self.rows.values() if not r.done)
+        left = sum(r.total - r.step for r in self._running())
         left += (self.num_runs - len(self.rows)) * max(totals)
         return left / self.rate
 
     def _footer(self) -> str:
         left = self._left_s()
         done = sum(r.done for r in self.rows.values())
-        text = f"{done}/{self.num_runs} runs ended · {self.rate:,.0f} model-steps/s"
-        return text if left is None else f"{text} · about {_duration(left)} left"
+        text = f"{done}/{self.num_runs} runs ended"
+        if self.rate:
+            text += f" · {self.rate:,.0f} model-steps/s"
+        return text if left is None else f"{text} · about {duration(left)} left"
 
     def _table(self) -> Table:
+        """What is running, as far as it fits, and a summary. What ended was said above it."""
         table = Table.grid(padding=(0, 2))
-        for row in self.rows.values():
-            bar = ProgressBar(total=row.total or 1, completed=row.step, width=24)
-            state = row.state.status if row.done else f"{row.step:,}/{row.total:,}"
+        for _ in range(4):
+            table.add_column(no_wrap=True, overflow="ellipsis")
+        running = self._running()
+        room = max(1, self.console.height - RESERVED_LINES)
+        for row in running[:room]:
+            bar = ProgressBar(total=row.total or 1, completed=row.step, width=16)
+            state = f"{row.step:,}/{row.total:,}" if row.total else "starting"
             table.add_row(row.name, bar, state, _values(row))
-        table.add_row(Text(self._footer(), style="bold"))
-        return table
+        whole = Table.grid()
+        whole.add_column(no_wrap=True, overflow="ellipsis")
+        whole.add_row(table)
+        if len(running) > room:
+            whole.add_row(f"and {len(running) - room} more running")
+        whole.add_row(Text(self._footer(), style="bold"))
+        return whole
 
     def _say(self, text: str) -> None:
         self._said = time.monotonic()
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text)
 
 
 def _values(row: _Row) -> str:
@@ -141,11 +168,15 @@ def _values(row: _Row) -> str:
 def _last_line(state: RunState) -> str:
     if state.end is not None and state.end.error:
         lines = state.end.error.strip().splitlines()
-        return f"{lines[-1]} (assay show {state.record.id})"
+        line = lines[-1] if lines[0].startswith("Traceback") else lines[0]
+        return f"{line} (assay show {state.record.id})"
     return "`assay run` goes on from its last checkpoint."
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
+def duration(seconds: float) -> str:
+    """A time span for people: 45 s, 3 min 20 s, 2 h 5 min."""
+    minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

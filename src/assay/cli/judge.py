@@ -4,10 +4,11 @@ import sys
 from dataclasses import asdict
 
 from rich.console import Console
+from rich.text import Text
 
-from assay.cli.common import ledger, open_index, open_study, print_json
+from assay.cli.common import Output, ledger, open_index, open_study, print_json, study_paths
 from assay.core.claims import Judgement
-from assay.core.errors import StoreError
+from assay.core.errors import StoreError, StudyError
 from assay.core.evidence import select
 from assay.core.freeze import freeze as freeze_study
 from assay.core.ledger import invalidations, record
@@ -47,17 +48,17 @@ def verdict(study: str, *, json: bool = False) -> None:
 
 def print_verdict(result: StudyVerdict) -> None:
     """Claims and contract findings, as paragraphs."""
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"[bold]{result.study.id}[/bold]: {result.headline}")
+    console = Output()
+    console.print(Text.assemble((result.study.id, "bold"), f": {result.headline}"))
     for judgement in result.judgements:
         console.print(_paragraph(judgement))
     for finding in result.contract.findings:
-        console.print(f"{finding.kind}: {finding.message}", markup=False)
+        console.print(f"{finding.kind}: {finding.message}")
 
 
-def _paragraph(judgement: Judgement) -> str:
+def _paragraph(judgement: Judgement) -> Text:
     colour = COLOURS.get(judgement.verdict, "yellow")
-    lines = [f"[{colour}]{judgement.verdict}[/{colour}] {judgement.name}: {judgement.sentence}"]
+    lines = [f" {judgement.name}: {judgement.sentence}"]
     if judgement.estimate is not None:
         limits = interval(judgement.low, judgement.high)
         how = f", {judgement.how}" if judgement.how else ""
@@ -66,7 +67,7 @@ def _paragraph(judgement: Judgement) -> str:
             f"n {judgement.n}{how}"
         )
     lines.append(f"  {judgement.why}")
-    return "\n".join(lines)
+    return Text.assemble((judgement.verdict, colour), "\n".join(lines))
 
 
 def freeze(study: str) -> None:
@@ -83,7 +84,7 @@ def freeze(study: str) -> None:
     with open_index(settings, loaded.id) as index:
         selection = select(loaded, index, events)
     event, checks = freeze_study(loaded, selection, settings, events)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Output()
     console.print(
         f"{loaded.id} is frozen as version {event.body['version']} at commit "
         f"{event.body['commit'][:9]}: {len(loaded.claims)} claim(s). Commit ledger/ to share it."
@@ -119,7 +120,7 @@ def invalidate(target: str, *, because: str) -> None:
     if name in invalidations(ledger(settings)):
         raise StoreError(f"{name} is invalidated already. `assay restore {name}` undoes it.")
     record(settings.ledger_dir, "invalidate", study, {"target": name, "because": because})
-    console = Console(highlight=False, soft_wrap=True)
+    console = Output()
     console.print(f"{name} is out of evidence: {because}")
     _rejudge(study, settings, console)
 
@@ -142,7 +143,7 @@ def restore(target: str, *, because: str) -> None:
     event = standing[matches[0]]
     body = {"target": matches[0], "because": because}
     record(settings.ledger_dir, "restore", event.study, body, follows=[event.digest])
-    console = Console(highlight=False, soft_wrap=True)
+    console = Output()
     console.print(f"{matches[0]} is evidence again: {because}")
     _rejudge(event.study, settings, console)
 
@@ -150,10 +151,11 @@ def restore(target: str, *, because: str) -> None:
 def _rejudge(study: str, settings: Settings, console: Console) -> None:
     """Say what the study comes to now; ad-hoc runs have no study file."""
     try:
+        if study not in study_paths(settings):
+            return
         loaded = open_study(study, settings)
-    except StoreError:
-        raise
-    except Exception:
+    except StudyError as error:
+        console.print(f"Its study is not judged again: {error}")
         return
     with open_index(settings, loaded.id) as index:
         result = judge_study(loaded, index, ledger(settings))

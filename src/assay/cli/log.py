@@ -4,14 +4,12 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-
-from assay.cli.common import ledger, open_index, study_paths
+from assay.cli.common import Output, ledger, load_studies, open_index
+from assay.core.errors import StoreError
 from assay.core.figures import draw_figures
 from assay.core.files import write_atomic
 from assay.core.log import check_files, check_log, evidence_of, name_figures, write_log
 from assay.core.settings import Settings
-from assay.core.study import load_study
 
 NAME = "EXPERIMENTS.md"
 
@@ -28,10 +26,16 @@ def log(*files: Path, check: bool = False) -> None:
     """
     settings = Settings.from_environment()
     path = settings.root / NAME
-    old = path.read_text("utf-8") if path.exists() else ""
-    studies = [load_study(file) for file in study_paths(settings).values()]
+    try:
+        old = path.read_text("utf-8") if path.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreError(
+            f"{path} must be readable UTF-8 text: {error}. Restore it, or move it away: it is "
+            "written from the runs."
+        ) from error
+    studies = load_studies(settings)
     events = ledger(settings)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Output()
     with open_index(settings) as index:
         draw = name_figures if check else draw_figures
         made = write_log(studies, index, events, settings, old, draw=draw)
@@ -42,15 +46,15 @@ def log(*files: Path, check: bool = False) -> None:
     if check:
         problems = [f"{NAME}:{m.line}: {m.message}" for m in check_log(old, made.text)] + problems
         for problem in problems:
-            console.print(problem, markup=False)
+            console.print(problem)
         count = f"{len(problems)} problem(s)" if problems else "every number holds"
         console.print(f"{NAME}: {count}; {len(notes) + len(files)} file(s) with prose checked.")
         sys.exit(1 if problems else 0)
     write_atomic(path, made.text.encode())
     console.print(f"wrote {NAME}")
     for figure in made.figures:
-        console.print(f"wrote {figure.relative_to(settings.root)}", markup=False)
+        console.print(f"wrote {figure.relative_to(settings.root)}")
     for name in made.kept:
         console.print(f"kept the section of {name}: its runs are not on this machine")
     for problem in problems:
-        console.print(f"does not hold: {problem}", style="red", markup=False)
+        console.print(f"does not hold: {problem}", style="red")

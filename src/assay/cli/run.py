@@ -1,10 +1,10 @@
 """`assay run`: a study's missing runs, or any program as one run."""
 
 import os
-import shutil
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -12,18 +12,23 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from assay.cli.common import ledger, open_study
-from assay.cli.display import Display
+from assay.cli import PROGRAM
+from assay.cli.common import Output, ledger, open_study
+from assay.cli.display import Display, duration
+from assay.core.collect import compile_pattern
 from assay.core.config import digest
 from assay.core.criterion import check
+from assay.core.environment import clean_environment
 from assay.core.errors import AssayError, LaunchError
 from assay.core.freeze import phase_of
 from assay.core.launch.job import Job, JobRun
 from assay.core.ledger import invalidations
 from assay.core.plan import expand
-from assay.core.run import create_run, new_record, read_run
-from assay.core.runner import Execution, Runner
+from assay.core.provenance import find_program
+from assay.core.run import RunState, create_run, new_record, read_run
+from assay.core.runner import STOP_SIGNALS, Execution, Runner
 from assay.core.settings import Settings
 from assay.core.study import Collect, Study
 from assay.core.survey import Survey, survey
@@ -33,7 +38,7 @@ NOTHING = Collect()
 
 
 def run(
-    *command: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    *command: str,
     dry_run: bool = False,
     again: bool = False,
     jobs: int | None = None,
@@ -42,6 +47,10 @@ def run(
     collect: Annotated[Collect, Parameter(name="*")] = NOTHING,
 ) -> None:
     """Run what is missing of a study; or run any program: assay run -- python train.py --lr 3e-4.
+
+    Unfinished runs go on from their last checkpoint, failed ones are tried again. Ctrl-C saves
+    checkpoints and stops; a second one stops at once. Several `assay run` of one study share its
+    runs. Exit code: 0 done, 2 a run failed or was stopped, 130 interrupted.
 
     Args:
         command: A study file or id; or, after --, a program and its arguments.
@@ -53,16 +62,38 @@ def run(
         collect: For a program: where it leaves its numbers.
     """
     settings = Settings.from_environment()
-    if not command:
-        raise LaunchError(
-            "Say what to run: a study (assay run studies/addition/d8.toml), or a program after -- "
-            "(assay run -- python train.py)."
-        )
-    if len(command) == 1 and (command[0].endswith(".toml") or not shutil.which(command[0])):
+    is_program = command[:1] == (PROGRAM,)
+    _check_options(is_program=is_program, for_study={"dry-run": dry_run, "again": again,
+                   "jobs": jobs is not None, "device": device != "cpu"},
+                   for_program={"name": name is not None, "csv": collect.csv is not None,
+                   "summary": collect.summary is not None, "stdout": collect.stdout is not None,
+                   "tensorboard": collect.tensorboard is not None, "rename": collect.rename})  # fmt: skip
+    if is_program and len(command) > 1:
+        run_command(command[1:], settings, name=name, collect=collect)
+    elif len(command) == 1 and not is_program:
+        if jobs is not None and jobs < 1:
+            raise LaunchError(f"--jobs must be at least 1; got {jobs}. One a CPU core is usual.")
         study = open_study(command[0], settings)
         run_study(study, settings, dry_run=dry_run, again=again, jobs=jobs, device=device)
-        return
-    run_command(command, settings, name=name, collect=collect)
+    else:
+        given = f"; got {' '.join(command)!r}" if command and not is_program else ""
+        raise LaunchError(
+            "Say what to run: one study (assay run studies/addition/d8.toml), or a program after "
+            f"-- (assay run -- python train.py){given}."
+        )
+
+
+def _check_options(
+    *, is_program: bool, for_study: Mapping[str, object], for_program: Mapping[str, object]
+) -> None:
+    """An option that would be without effect is a mistake."""
+    for option, value in (for_study if is_program else for_program).items():
+        if value:
+            given, other = ("a program", "a study") if is_program else ("a study", "a program")
+            where = "" if is_program else "; a study says so in its [collect]"
+            raise LaunchError(
+                f"--{option} is for {other}, and {given} was given{where}. Leave it out."
+            )
 
 
 def run_study(
@@ -72,12 +103,19 @@ def run_study(
     for claim in study.claims.values():
         check(claim.criterion, arms=list(study.arms), grid=study.grid,
               metrics=frozenset(study.metrics) or None)  # fmt: skip
+    if study.collect.stdout is not None:
+        compile_pattern(study.collect.stdout)
+    planned = expand(study)
+    for variables in {tuple(run.env.items()) for run in planned}:
+        clean_environment(settings.environment, dict(variables))
     events = ledger(settings)
     invalid = frozenset(invalidations(events))
     phase, why = phase_of(study, settings, events)
-    found = survey(expand(study), settings.runs_dir, phase=phase, invalid=invalid, again=again)
-    console = Console()
-    show_plan(study, found, why, console)
+    found = survey(planned, settings.runs_dir, phase=phase, invalid=invalid, again=again)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    at_a_time = min(jobs or cores or 1, len({run.cohort for run in planned}))
+    console = Output()
+    show_plan(study, found, why, console, at_a_time)
     if dry_run or not found.pending:
         return
     with Display(len(found.pending), console) as display:
@@ -86,7 +124,8 @@ def run_study(
             settings=settings,
             observer=display,
             phase=phase,
-            jobs=jobs or os.cpu_count() or 1,
+            jobs=at_a_time,
+            threads=max(1, (cores or 1) // at_a_time),
             device=device,
             again=again,
             invalid=invalid,
@@ -95,11 +134,11 @@ def run_study(
     sys.exit(_tell(result, study, console))
 
 
-def show_plan(study: Study, found: Survey, why: str, console: Console) -> None:
+def show_plan(study: Study, found: Survey, why: str, console: Console, jobs: int) -> None:
     """Print what there is to do, and what it will cost where earlier runs tell."""
     planned = len(found.done) + len(found.pending)
     cohorts = found.cohorts()
-    console.print(f"[bold]{study.id}[/bold]: {study.table.question}", soft_wrap=True)
+    console.print(Text.assemble((study.id, "bold"), f": {study.table.question}"))
     table = Table(box=None, pad_edge=False)
     for column in ("arm", "cells", "runs", "done", "to do", "goes on from"):
         table.add_column(column)
@@ -111,34 +150,30 @@ def show_plan(study: Study, found: Survey, why: str, console: Console) -> None:
         table.add_row(arm, str(len(cells)), str(len(done) + len(open_runs)), str(len(done)),
                       str(len(open_runs)), ", ".join(f"step {s:,}" for s in steps))  # fmt: skip
     console.print(table)
-    durations = [s.end.duration_s for _, s in found.done if s.end]
+    durations = sorted(s.end.duration_s for _, s in found.done if s.end)
     cost = ""
     if durations and found.pending:
-        cost = (
-            f"; a done run's process took {sorted(durations)[len(durations) // 2]:,.0f} s (median)"
-        )
+        each = durations[len(durations) // 2]
+        rounds = -(-len(cohorts) // jobs)
+        cost = f"; about {duration(each * rounds)}, since a cohort took {each:,.0f} s before"
     console.print(
         f"{planned} runs, {len(found.done)} done, {len(found.pending)} to do in {len(cohorts)} "
-        f"cohort(s); {why}{cost}.",
-        highlight=False,
-        soft_wrap=True,
+        f"cohort(s); {why}{cost}."
     )
     for problem in found.broken:
-        console.print(f"not readable: {problem}", style="red", highlight=False)
+        console.print(f"not readable: {problem}", style="red")
 
 
 def _tell(result: Execution, study: Study, console: Console) -> int:
     failed = [s for s in result.finished if s.status == "failed"]
     done = sum(s.status == "completed" for s in result.finished)
-    console.print(f"{done} run(s) completed, {len(failed)} failed.", highlight=False)
+    console.print(f"{done} run(s) completed, {len(failed)} failed.")
     for state in failed:
-        console.print(f"failed: assay show {state.record.id}", highlight=False)
+        console.print(f"failed: assay show {state.record.id}")
     if result.elsewhere:
-        console.print(
-            f"{len(result.elsewhere)} run(s) were taken by another `assay run`.", highlight=False
-        )
+        console.print(f"{len(result.elsewhere)} run(s) were taken by another `assay run`.")
     if result.interrupted:
-        console.print(f"Interrupted. `assay run {study.path.name}` goes on from the checkpoints.")
+        console.print(f"Interrupted. `assay run {study.id}` goes on from the checkpoints.")
         return 130
     unfinished = [s for s in result.finished if s.status in ("open", "interrupted")]
     if unfinished:
@@ -150,7 +185,10 @@ def run_command(
     command: tuple[str, ...], settings: Settings, *, name: str | None, collect: Collect
 ) -> None:
     """Run a program once in the study "scratch", with its caller's environment."""
-    arm = name or Path(command[-1] if len(command) == 1 else _script(command)).stem
+    if collect.stdout is not None:
+        compile_pattern(collect.stdout)
+    find_program(command[0], settings.environment, Path.cwd())
+    arm = name or Path(_script(command)).stem
     record = new_record(
         study="scratch",
         arm=arm,
@@ -159,7 +197,8 @@ def run_command(
     )
     folder = create_run(settings.runs_dir, record)
     stop = Stop()
-    before = {number: signal.signal(number, stop.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [n for n in STOP_SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop.ask) for number in heeded}
     job = Job(
         root=str(settings.root),
         runs=[JobRun(folder=str(folder), attempt=1)],
@@ -175,10 +214,15 @@ def run_command(
     state = read_run(folder)
     sys.stderr.write(f"assay: {status}; run {record.id} in {folder.relative_to(settings.root)}\n")
     if status == "failed":
-        error = state.end.error.splitlines()[0] if state.end and state.end.error else ""
-        raise AssayError(f"{error} The run is kept: assay show {record.id}.")
+        raise AssayError(f"{_reason(state)} The run is kept: assay show {record.id}.")
     if status == "interrupted":
         sys.exit(130)
+
+
+def _reason(state: RunState) -> str:
+    """The first line of an error of ours or about a program; of a traceback, the last."""
+    lines = (state.end.error if state.end and state.end.error else "").strip().splitlines()
+    return lines[-1 if lines[0].startswith("Traceback") else 0] if lines else ""
 
 
 def _script(command: tuple[str, ...]) -> str:

@@ -3,9 +3,11 @@
 import msgspec
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from assay.cli.common import ledger, open_index, print_json, study_paths
+from assay.cli.common import Output, ledger, open_index, print_json, study_paths, unknown_study
 from assay.core.config import flatten
+from assay.core.errors import StudyError
 from assay.core.index import Index
 from assay.core.ledger import invalidations
 from assay.core.read import IndexedRun
@@ -21,13 +23,16 @@ def ls(study: str | None = None, *, json: bool = False) -> None:
         json: Plain data.
     """
     settings = Settings.from_environment()
-    console = Console()
+    console = Output()
     with open_index(settings, study) as index:
         if study is None:
             _studies(settings, index, console, json=json)
             return
         runs = index.runs(study)
         broken = index.broken(study)
+        known = {name for name, _ in index.studies()} | set(study_paths(settings))
+    if not runs and not broken and study not in known:
+        raise StudyError(unknown_study(study, sorted(known), settings))
     struck = invalidations(ledger(settings))
     if json:
         print_json([msgspec.to_builtins(run) | {"invalid": run.id in struck} for run in runs])
@@ -43,7 +48,7 @@ def ls(study: str | None = None, *, json: bool = False) -> None:
                       str(run.attempts), seconds, run.code)  # fmt: skip
     console.print(table)
     for path, reason in broken:
-        console.print(f"not readable: {path}: {reason}", style="red", highlight=False)
+        console.print(f"not readable: {path}: {reason}", style="red")
 
 
 NONE = "–"
@@ -84,8 +89,9 @@ def show(run: str, *, json: bool = False) -> None:
         metrics = [row._asdict() for row in values]
         print_json(msgspec.to_builtins(found) | {"metrics": metrics, "provenance": facts})
         return
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"[bold]{found.id}[/bold]  {found.study} / {found.arm} / {found.cell_label}")
+    console = Output()
+    place = f"  {found.study} / {found.arm} / {found.cell_label}"
+    console.print(Text.assemble((found.id, "bold"), place))
     if event is not None:
         console.print(f"invalidated {event.at} by {event.by}: {event.body['because']}", style="red")
     _print_state(found, console)
@@ -97,14 +103,14 @@ def show(run: str, *, json: bool = False) -> None:
         table.add_row(row.name, value, row.source, str(row.num_points), number(row.low),
                       number(row.high), str(row.non_finite))  # fmt: skip
     console.print(table)
-    console.print("[bold]provenance[/bold]")
+    console.print("provenance", style="bold")
     for key, fact in sorted(facts.items()):
         if not key.startswith(("installed.", "config.", "seed.", "budget.", "spent.")):
-            console.print(f"  {key} = {fact}", markup=False)
+            console.print(f"  {key} = {fact}")
     for message in [*found.events, *found.problems]:
-        console.print(f"event: {message}", markup=False)
+        console.print(f"event: {message}")
     if found.error:
-        console.print(found.error, style="red", markup=False)
+        console.print(found.error, style="red")
 
 
 def _print_state(run: IndexedRun, console: Console) -> None:
@@ -113,9 +119,9 @@ def _print_state(run: IndexedRun, console: Console) -> None:
         f"{run.status}, attempt {run.attempts}{seconds}, phase {run.phase}, generation "
         f"{run.generation}, code {run.code or 'not under version control'}"
     )
-    console.print(f"folder runs/{run.path}", markup=False)
+    console.print(f"folder runs/{run.path}")
     if run.cmd:
-        console.print(f"command {' '.join(run.cmd)}", markup=False)
+        console.print(f"command {' '.join(run.cmd)}")
     for title, values in (
         ("seeds", run.seeds),
         ("config", flatten(run.config)),
@@ -123,7 +129,7 @@ def _print_state(run: IndexedRun, console: Console) -> None:
     ):
         if values:
             listed = ", ".join(f"{k} = {v}" for k, v in values.items())
-            console.print(f"{title}: {listed}", markup=False)
+            console.print(f"{title}: {listed}")
 
 
 def diff(first: str, second: str, *, json: bool = False) -> None:
@@ -143,7 +149,7 @@ def diff(first: str, second: str, *, json: bool = False) -> None:
     if json:
         print_json({key: [side.get(key) for side in sides] for key in different})
         return
-    console = Console()
+    console = Output()
     if not different:
         console.print("The runs do not differ.")
         return
@@ -174,10 +180,10 @@ def index(*, rebuild: bool = False) -> None:
     with Index(settings.index_path, settings.runs_dir) as opened:
         done = opened.rebuild() if rebuild else opened.refresh()
         broken = opened.broken()
-    console = Console(highlight=False, soft_wrap=True)
+    console = Output()
     console.print(
         f"{done.read} run(s) read, {done.unchanged} unchanged, {done.removed} gone; "
         f"{len(broken)} not readable."
     )
     for path, reason in broken:
-        console.print(f"not readable: {path}: {reason}", markup=False)
+        console.print(f"not readable: {path}: {reason}")

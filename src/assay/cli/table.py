@@ -2,10 +2,9 @@
 
 import sys
 
-from rich.console import Console
 from rich.table import Table as RichTable
 
-from assay.cli.common import ledger, open_index, open_study, print_json
+from assay.cli.common import Output, ledger, open_index, open_study, print_json
 from assay.core.config import unknown_key
 from assay.core.errors import ConfigError
 from assay.core.evidence import select
@@ -63,11 +62,12 @@ def table(
 
 
 def _print(built: Table, *, seeds: bool) -> None:
-    console = Console()
+    console = Output()
     if not built.rows:
         console.print("No metrics yet. `assay run` fills the table.")
+        return
     shown = RichTable(box=None, pad_edge=False, header_style="bold")
-    keys = list(built.rows[0].cell) if built.rows else []
+    keys = list(built.rows[0].cell)
     heads = ["arm", *keys, "metric", "mean ± std [n]", "95 % interval", f"Δ to {built.baseline}"]
     for head in [*heads, *(["seeds"] if seeds else [])]:
         shown.add_column(head, overflow="fold")
@@ -75,7 +75,7 @@ def _print(built: Table, *, seeds: bool) -> None:
         shown.add_row(*_cells(row, keys, seeds=seeds))
     console.print(shown)
     for note in built.notes:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+        console.print(f"note: {note}")
 
 
 def _cells(row: Cell, keys: list[str], *, seeds: bool) -> list[str]:

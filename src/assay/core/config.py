@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any, TypeVar
@@ -40,16 +41,26 @@ def build(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
         raise ConfigError(f"{where}: {_type_message(error, values)}") from error
 
 
-def unknown_key(key: str, known: list[str]) -> str:
-    """The sentence for a key that does not exist: the nearest known ones, or all of them."""
+def unknown_key(key: str, known: list[str], *, what: str = "key", plural: str = "") -> str:
+    """The sentence for a key that does not exist: the nearest known ones, or all of them.
+
+    Args:
+        key: As given.
+        known: Those that exist.
+        what: What it names, such as "metric".
+        plural: Of `what`, where that is not with an s.
+    """
     near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
     if near:
-        return f"unknown key '{key}'. Did you mean {' or '.join(repr(n) for n in near)}?"
-    return f"unknown key '{key}'. Known keys: {', '.join(sorted(known))}."
+        return f"unknown {what} '{key}'. Did you mean {' or '.join(repr(n) for n in near)}?"
+    listed = ", ".join(sorted(known)) or "none"
+    return f"unknown {what} '{key}'. Known {plural or what + 's'}: {listed}."
 
 
 def _type_message(error: msgspec.ValidationError, values: Mapping[str, Any]) -> str:
     text = str(error)
+    if missing := re.search(r"missing required field `(.+?)`", text):
+        return f"'{missing[1]}' is missing. Add {missing[1]} = …"
     rule, _, path = text.partition(" - at `$.")
     path = path.rstrip("`")
     value: Any = values

@@ -28,7 +28,7 @@ class Selection:
         planned: The study's plan.
         counting: Place in the study → the run that counts there.
         invalid: Invalidated runs, with the event.
-        superseded: Runs of an earlier generation.
+        superseded: Runs that were repeated by a later generation.
         stale: Runs whose configuration the study file no longer asks for.
         values: Run id → metric name → its final value.
     """
@@ -51,27 +51,34 @@ class Selection:
 
 
 def select(study: Study, index: Index, events: Sequence[Event]) -> Selection:
-    """Choose the runs of a study that count."""
+    """Choose the runs of a study that count.
+
+    A run is recognised by what it computes, not by its seed label, which changes when further
+    roles get several seeds. Of two runs of one generation (made on two machines) the one whose
+    id sorts first counts, as for `assay run`.
+    """
     planned = tuple(expand(study))
-    wanted = {run.key: run.identity for run in planned}
+    places = {(run.arm, run.cell_label, run.identity): run.key for run in planned}
     struck = invalidations(events)
     counting: dict[tuple[str, str, str], IndexedRun] = {}
     invalid, superseded, stale = [], [], []
-    for run in index.runs(study.id):
-        event = struck.get(run.id) or struck.get(study.id)
+    with index.snapshot():
+        runs, rows = index.runs(study.id), index.values(study.id)
+    for run in runs:
+        place = places.get((run.arm, run.cell_label, run.identity))
+        event = struck.get(run.id) or _of_study(struck.get(study.id))
         if event is not None:
             invalid.append((run, event))
-        elif wanted.get(run.key) != run.identity:
+        elif place is None:
             stale.append(run)
         else:
-            before = counting.get(run.key)
+            before = counting.get(place)
+            first = before is None or (-run.generation, run.id) < (-before.generation, before.id)
+            counting[place] = run if first or before is None else before
             if before is not None:
-                superseded.append(min(before, run, key=lambda r: r.generation))
-            counting[run.key] = (
-                run if before is None else max(before, run, key=lambda r: r.generation)
-            )
+                superseded.append(before if first else run)
     values: dict[str, dict[str, MetricRow]] = {}
-    for row in index.values(study.id):
+    for row in rows:
         values.setdefault(row.run, {})[row.name] = row
     return Selection(
         planned=planned,
@@ -81,6 +88,11 @@ def select(study: Study, index: Index, events: Sequence[Event]) -> Selection:
         stale=tuple(stale),
         values=values,
     )
+
+
+def _of_study(event: Event | None) -> Event | None:
+    """An event that strikes all runs of a study, also later ones: one that lists none."""
+    return None if event is None or "runs" in event.body else event
 
 
 @dataclass(frozen=True)
@@ -125,12 +137,11 @@ class StudyEvidence:
     def values(self, metric: str, arm: str, cell: Mapping[str, Any]) -> Mapping[str, float | None]:
         """Seed label → final value; None for a run that failed or has no such value."""
         label = cell_label({key: cell[key] for key in self.study.grid})
+        lowest = PHASES.index(self.phase)
         found: dict[str, float | None] = {}
         for seed in self.seeds:
             run = self.selection.counting.get((arm, label, seed))
-            if run is None or run.status not in ENDED:
-                continue
-            if PHASES.index(run.phase) < PHASES.index(self.phase):
+            if run is None or run.status not in ENDED or PHASES.index(run.phase) < lowest:
                 continue
             row = self.selection.values.get(run.id, {}).get(metric)
             found[seed] = None if run.status == "failed" or row is None else number(row)

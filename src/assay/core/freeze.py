@@ -1,26 +1,31 @@
 """Freezing: commit, data and criteria are locked before the runs that judge them.
 
 A frozen study names the digest of its file and of the committed tree. Runs get the phase "frozen"
-only while both still match, so a changed criterion or changed code cannot pass for frozen.
+only while both still match. A freeze also names the runs that were there already: they never
+support a claim that this freeze locked first, so a criterion changed after its runs cannot pass
+for frozen, whatever the clocks say.
 The A/A check compares the baseline with itself: seeds of its pilot runs are dealt at random to
 all arms, and the criterion is judged. A criterion that then passes often cannot say no.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from assay.core.claims import judge
 from assay.core.config import digest
-from assay.core.criterion import parse
+from assay.core.criterion import Criterion, parse
 from assay.core.errors import StudyError
+from assay.core.estimates import Recorder
+from assay.core.evaluation import evaluate
 from assay.core.evidence import Selection, StudyEvidence
 from assay.core.grammar import Measure
 from assay.core.ledger import Event, last_freeze, record
+from assay.core.plan import cells
 from assay.core.settings import Settings
-from assay.core.study import Study
+from assay.core.study import Claim, Study
 from assay.core.vcs import code_state
 
 DEALS = 200
@@ -41,7 +46,7 @@ class SelfComparison:
         return self.passes / self.deals if self.deals else 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class _Dealt:
     """Evidence in which the values of every arm are drawn from the baseline's runs."""
 
@@ -86,10 +91,25 @@ def compare_with_itself(
         compared = {arm for measure in measures for arm in measure.arms}
         if len(compared) < 2 or not criterion.is_statistical:
             continue
-        verdicts = [judge([claim], _Dealt(real=real, deal=d))[0].verdict for d in range(deals)]
-        judged = [v for v in verdicts if v != "UNTESTED"]
-        results.append(SelfComparison(claim=name, passes=judged.count("PASS"), deals=len(judged)))
+        enough = len(real.seeds) >= claim.min_seeds and _has_baseline(real, criterion)
+        answers = [
+            evaluate(criterion, Recorder(_Dealt(real, d)), confidence=claim.confidence).answer
+            for d in range(deals if enough else 0)
+        ]
+        results.append(SelfComparison(claim=name, passes=answers.count("yes"), deals=len(answers)))
     return results
+
+
+def _has_baseline(real: StudyEvidence, criterion: Criterion) -> bool:
+    """Whether every value that the criterion reads can be drawn from two runs of the baseline."""
+    seen = Recorder(_Dealt(real, 0))
+    evaluate(criterion, seen, confidence=0.95)
+    metrics = {metric for metric, _, _ in seen.seen}
+    return all(
+        len(real.values(metric, real.study.baseline, cell)) > 1
+        for metric in metrics
+        for cell in cells(real.grid)
+    )
 
 
 def freeze(
@@ -99,7 +119,7 @@ def freeze(
 
     Raises:
         StudyError: No clean commit, no claims, nothing changed since the last freeze, or a
-            criterion that passes too often on the baseline itself.
+            criterion that passes too often on the baseline itself. Nothing is recorded.
     """
     where = study.path.name
     if not study.claims:
@@ -108,12 +128,8 @@ def freeze(
         )
     code = code_state(settings.root, settings.environment)
     if code["commit"] is None or code["dirty"]:
-        state = "has uncommitted changes" if code["commit"] else "is not under version control"
-        raise StudyError(
-            f"{where}: freezing needs a clean commit, but the project {state}"
-            f"{': ' + str(code['reason']) if code['reason'] else ''}. Commit first; `git status` "
-            "lists what is open."
-        )
+        state = code["reason"] or "the project has uncommitted changes (`git status` lists them)"
+        raise StudyError(f"{where}: freezing needs a clean commit, but {state}. Commit first.")
     before = last_freeze(events, study.id)
     if before is not None and is_current(before, study, code):
         raise StudyError(
@@ -129,16 +145,57 @@ def freeze(
                 f"{LARGEST_PASS_RATE:.0%} is allowed): it cannot say no. Compare the arms with an "
                 "interval, for example diff(…) > 0, instead of a bare threshold."
             )
+    everything = (*selection.counting.values(), *(run for run, _ in selection.invalid),
+                  *selection.superseded, *selection.stale)  # fmt: skip
     body = {
         "version": 1 + (int(before.body["version"]) if before else 0),
         "study_digest": study.digest,
         "commit": code["commit"],
         "tree_sha256": code["tree_sha256"],
         "criteria": {name: claim.criterion for name, claim in study.claims.items()},
+        "locks": {name: _lock(claim) for name, claim in study.claims.items()},
         "self_comparison": {c.claim: [c.passes, c.deals] for c in checks},
+        "runs_before": sorted(run.id for run in everything),
     }
     follows = [before.digest] if before else []
     return record(settings.ledger_dir, "freeze", study.id, body, follows=follows), checks
+
+
+def unlocked(
+    claim: Claim, study: Study, selection: Selection, events: Sequence[Event]
+) -> list[str]:
+    """Why a claim of phase frozen was not stated before its runs; empty if it was."""
+    if claim.phase != "frozen":
+        return []
+    runs = [run for run in selection.counting.values() if run.phase == "frozen"]
+    freezes = sorted(
+        (e for e in events if e.kind == "freeze" and e.study == study.id),
+        key=lambda e: (int(e.body["version"]), e.digest),
+        reverse=True,
+    )
+    locking = list(
+        itertools.takewhile(
+            lambda e: e.body.get("locks", {}).get(claim.name) == _lock(claim), freezes
+        )
+    )
+    if runs and not locking:
+        return [
+            "not frozen: the claim was changed after the study was frozen and run. Undo the "
+            "change; or `assay freeze`, then `assay run --again`, to judge the new one on new runs"
+        ]
+    known = set(locking[-1].body.get("runs_before", ())) if locking else set()
+    seen = [run.id for run in runs if run.id in known]
+    if seen:
+        return [
+            f"not frozen: {len(seen)} of its runs were there before the claim was frozen (version "
+            f"{locking[-1].body['version']}), such as {seen[0]}. `assay run --again` makes new ones"
+        ]
+    return []
+
+
+def _lock(claim: Claim) -> str:
+    """Digest of all that decides a claim's verdict; its sentence included."""
+    return digest(asdict(claim))
 
 
 def is_current(event: Event, study: Study, code: Mapping[str, Any]) -> bool:
@@ -159,8 +216,12 @@ def phase_of(study: Study, settings: Settings, events: Sequence[Event]) -> tuple
     code = code_state(settings.root, settings.environment)
     if is_current(event, study, code):
         return "frozen", f"phase frozen: version {version}, commit {event.body['commit'][:9]}"
-    what = "study file" if event.body["study_digest"] != study.digest else "code"
+    what = "code changed"
+    if event.body["study_digest"] != study.digest:
+        what = "study file changed"
+    elif code["dirty"]:
+        what = "project has uncommitted changes"
     return study.table.phase, (
-        f"phase {study.table.phase}: the {what} changed since version {version} was frozen; "
-        "`assay freeze` makes a new version"
+        f"phase {study.table.phase}: the {what} since version {version} was frozen; undo that, or "
+        "commit, and `assay freeze` makes a new version"
     )

@@ -324,8 +324,6 @@ class _Builder:
     def call(self, node: ast.Call, name: str) -> Node:
         if name not in _NAMES:
             raise self.error(node, unknown("function", name, _NAMES))
-        if any(isinstance(arg, ast.Starred) for arg in node.args):
-            raise self.error(node, "* arguments are not part of the language. Write them out.")
         if name in FUNCTIONS:
             return self.measure(node, name)
         count = 3 if name == "within" else 2

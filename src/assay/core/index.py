@@ -2,30 +2,35 @@
 
 Deleting it loses nothing: the next question rebuilds it, and gives the same answers. It holds the
 run table, one value a run and metric, and curves thinned to at most 512 points. A run directory
-is read again only when it changed.
+is read again only when it changed. One that cannot be read, lies in another folder than its
+`run.json` says, or is a copy of another, is listed as broken and counts nowhere.
 """
 
 import json
-import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from itertools import islice
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from assay.core.errors import StoreError
-from assay.core.read import CurveRow, IndexedRun, LoadedRun, MetricRow, load_run
+from assay.core.read import CurveRow, IndexedRun, LoadedRun, MetricRow
+from assay.core.run import run_folder
+from assay.core.scan import Loaded, load, signatures
 
-VERSION = 1
-POOL_FROM = 400
+VERSION = 2
+"""Raised when the schema, or what is read from a run directory, changes."""
+BATCH = 256
+LOCK_TIMEOUT_S = 300
+TABLES = ("runs", "facts", "metrics", "curves", "broken")
 SCHEMA = """
 CREATE TABLE runs (id TEXT PRIMARY KEY, path TEXT UNIQUE, signature TEXT, study TEXT, arm TEXT,
-  cell_label TEXT, seed_label TEXT, body TEXT, facts TEXT) WITHOUT ROWID;
+  cell_label TEXT, seed_label TEXT, body TEXT, facts TEXT, own_facts TEXT) WITHOUT ROWID;
 CREATE INDEX runs_by_study ON runs (study, arm);
 CREATE TABLE facts (digest TEXT PRIMARY KEY, body TEXT) WITHOUT ROWID;
 CREATE TABLE metrics (run TEXT, name TEXT, value REAL, source TEXT, count INTEGER, non_finite INTEGER,
@@ -33,11 +38,12 @@ CREATE TABLE metrics (run TEXT, name TEXT, value REAL, source TEXT, count INTEGE
 CREATE TABLE curves (run TEXT, name TEXT, steps BLOB, points BLOB, PRIMARY KEY (run, name));
 CREATE TABLE broken (path TEXT PRIMARY KEY, signature TEXT, reason TEXT) WITHOUT ROWID;
 """
+Curve: TypeAlias = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refresh:
-    """What a refresh found."""
+    """What a refresh found: directories read, gone, and as they were."""
 
     read: int
     removed: int
@@ -53,6 +59,7 @@ class Index:
         Raises:
             StoreError: The cache folder cannot be written.
         """
+        self.path = path
         self.runs_dir = runs_dir
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,51 +77,89 @@ class Index:
         self.db.close()
 
     def rebuild(self) -> Refresh:
-        """Forget everything and read every run directory."""
-        with self._transaction():
-            for table in ("runs", "facts", "metrics", "curves", "broken"):
-                self.db.execute(f"DELETE FROM {table}")
-        return self.refresh()
+        """Forget everything and read every run directory.
+
+        Whoever reads meanwhile sees the old answers until the new ones are complete.
+
+        Raises:
+            StoreError: The index cannot be written.
+        """
+
+        def anew() -> Refresh:
+            found = dict(signatures(self.runs_dir, None, {}))
+            with self._transaction():
+                for table in TABLES:
+                    self.db.execute(f"DELETE FROM {table}")
+                for one in load(self.runs_dir, sorted(found)):
+                    self._enter(one, found)
+            return Refresh(read=len(found), removed=0, unchanged=0)
+
+        return self._healing(anew)
 
     def refresh(self, study: str | None = None) -> Refresh:
-        """Read what changed since the last time, of one study or of all."""
-        known = self._known(study)
-        found = dict(_signatures(self.runs_dir, study, known))
-        changed = [path for path, signature in found.items() if known.get(path) != signature]
-        gone = [path for path in known if path not in found]
-        if changed or gone:
-            with self._transaction():
-                for path in (*gone, *changed):
-                    self._forget(path)
-                for path, loaded in _load(self.runs_dir, changed):
-                    self._insert(path, found[path], loaded)
-        return Refresh(read=len(changed), removed=len(gone), unchanged=len(found) - len(changed))
+        """Read what changed since the last time, of one study or of all.
+
+        Raises:
+            StoreError: The index cannot be written.
+        """
+
+        def update() -> Refresh:
+            # Known before found: what another process enters meanwhile is not taken for gone.
+            known = self._known(study)
+            found = dict(signatures(self.runs_dir, study, known))
+            changed = sorted(path for path in found if known.get(path) != found[path])
+            gone = [path for path in known if path not in found]
+            if gone:
+                with self._transaction():
+                    for path in gone:
+                        self._forget(path)
+            loaded = iter(load(self.runs_dir, changed))
+            # Reading takes long and needs no lock; each batch is entered at once.
+            while batch := list(islice(loaded, BATCH)):
+                with self._transaction():
+                    for one in batch:
+                        self._enter(one, found)
+            return Refresh(
+                read=len(changed), removed=len(gone), unchanged=len(found) - len(changed)
+            )
+
+        return self._healing(update)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Several questions, answered from one state, whatever other processes enter meanwhile."""
+        if self.db.in_transaction:
+            yield
+            return
+        self._query("BEGIN")
+        try:
+            yield
+        finally:
+            self._query("COMMIT")
 
     def studies(self) -> list[tuple[str, int]]:
         """Study ids with their number of runs."""
-        return list(
-            self.db.execute("SELECT study, count(*) FROM runs GROUP BY study ORDER BY study")
-        )
+        return self._query("SELECT study, count(*) FROM runs GROUP BY study ORDER BY study")
 
     def runs(self, study: str | None = None) -> list[IndexedRun]:
-        """All runs (of one study), by arm, cell, seed and generation."""
+        """All runs (of one study), by arm, cell, seed, generation and id."""
         where, values = ("WHERE study = ?", (study,)) if study is not None else ("", ())
-        rows = self.db.execute(f"SELECT body FROM runs {where}", values)
+        rows = self._query(f"SELECT body FROM runs {where}", values)
         runs = [IndexedRun.from_json(body) for (body,) in rows]
         return sorted(
-            runs, key=lambda r: (r.study, r.arm, r.cell_label, r.seed_label, r.generation)
+            runs, key=lambda r: (r.study, r.arm, r.cell_label, r.seed_label, r.generation, r.id)
         )
 
     def find(self, name: str) -> IndexedRun:
-        """The run whose id, or path inside `runs/`, starts or ends with this text.
+        """The run whose id starts with this text, or whose path inside `runs/` it is.
 
         Raises:
             StoreError: None or several match.
         """
-        rows = self.db.execute(
+        rows = self._query(
             "SELECT body FROM runs WHERE id LIKE ? ESCAPE '!' OR path = ?",
             (_like(name) + "%", name.strip("/").removeprefix("runs/")),
-        ).fetchall()
+        )
         if len(rows) != 1:
             raise StoreError(
                 f"{'No run' if not rows else f'{len(rows)} runs'} with the id {name!r}. "
@@ -123,39 +168,82 @@ class Index:
         return IndexedRun.from_json(rows[0][0])
 
     def facts(self, run_id: str) -> dict[str, object]:
-        """Realised provenance of a run, flat."""
-        row = self.db.execute(
-            "SELECT facts.body FROM runs JOIN facts ON facts.digest = runs.facts WHERE id = ?",
-            (run_id,),
-        ).fetchone()
-        facts: dict[str, object] = json.loads(row[0]) if row else {}
-        return facts
+        """Realised provenance of a run, flat; empty if there is no such run."""
+        for found in self._facts("id = ?", run_id).values():
+            return found
+        return {}
+
+    def study_facts(self, study: str) -> dict[str, dict[str, object]]:
+        """Run id → realised provenance, flat, for every run of a study."""
+        return self._facts("study = ?", study)
+
+    def _facts(self, where: str, value: str) -> dict[str, dict[str, object]]:
+        rows = self._query(f"SELECT id, facts, own_facts FROM runs WHERE {where}", (value,))
+        shared: dict[str, dict[str, object]] = {}
+        for digest in {digest for _, digest, _ in rows}:
+            ((body,),) = self._query("SELECT body FROM facts WHERE digest = ?", (digest,))
+            shared[digest] = json.loads(body)
+        return {name: shared[digest] | json.loads(own) for name, digest, own in rows}
 
     def values(self, study: str) -> list[MetricRow]:
         """One row a run and metric of a study."""
-        rows = self.db.execute(
-            "SELECT m.* FROM metrics m JOIN runs r ON r.id = m.run WHERE r.study = ?", (study,)
+        rows = self._query(
+            "SELECT m.* FROM runs r JOIN metrics m ON m.run = r.id WHERE r.study = ?", (study,)
         )
-        return [MetricRow(*row) for row in rows]
+        return list(map(MetricRow._make, rows))
 
     def run_values(self, run_id: str) -> list[MetricRow]:
         """One row a metric of a run."""
-        rows = self.db.execute("SELECT * FROM metrics WHERE run = ? ORDER BY name", (run_id,))
-        return [MetricRow(*row) for row in rows]
+        rows = self._query("SELECT * FROM metrics WHERE run = ? ORDER BY name", (run_id,))
+        return list(map(MetricRow._make, rows))
 
-    def curve(self, run_id: str, name: str) -> tuple[NDArray[np.int64], NDArray[np.float64]] | None:
+    def curve(self, run_id: str, name: str) -> Curve | None:
         """Steps and values of a metric, thinned; None if it has no series."""
-        row = self.db.execute(
+        rows = self._query(
             "SELECT steps, points FROM curves WHERE run = ? AND name = ?", (run_id, name)
-        ).fetchone()
-        if row is None:
-            return None
-        return np.frombuffer(row[0], dtype=np.int64), np.frombuffer(row[1], dtype=np.float64)
+        )
+        return _curve(*rows[0]) if rows else None
+
+    def curves(self, study: str, name: str) -> dict[str, Curve]:
+        """Run id → steps and values of a metric, thinned, for the runs of a study that have it."""
+        rows = self._query(
+            "SELECT c.run, c.steps, c.points FROM runs r JOIN curves c ON c.run = r.id "
+            "AND c.name = ? WHERE r.study = ?",
+            (name, study),
+        )
+        return {run: _curve(steps, points) for run, steps, points in rows}
 
     def broken(self, study: str | None = None) -> list[tuple[str, str]]:
-        """Run directories that cannot be read, with the reason."""
-        rows = self.db.execute("SELECT path, reason FROM broken ORDER BY path").fetchall()
+        """Run directories that cannot be read or do not count, with the reason."""
+        rows = self._query("SELECT path, reason FROM broken ORDER BY path")
         return [(p, r) for p, r in rows if study is None or p.startswith(f"{study}/")]
+
+    def _query(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        try:
+            return self.db.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"The index {self.path} cannot be read: {error}. It is a cache: delete it, and the "
+                "next command reads the run directories anew."
+            ) from error
+
+    def _healing(self, work: Callable[[], Refresh]) -> Refresh:
+        """Do it; should the index turn out to be damaged, do it once more with a fresh one."""
+        try:
+            try:
+                return work()
+            except sqlite3.OperationalError:
+                raise  # Locked or full: a fresh one would be no better.
+            except sqlite3.DatabaseError:
+                self.db.close()
+                _remove(self.path)
+                self.db = _open(self.path)
+                return work()
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(
+                f"The index {self.path} cannot be written: {error}. It is a cache: delete it, or "
+                "set ASSAY_CACHE to a folder on local disk that is writable and has space left."
+            ) from error
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -168,9 +256,10 @@ class Index:
         self.db.execute("COMMIT")
 
     def _known(self, study: str | None) -> dict[str, str]:
-        where, values = (
-            ("WHERE path LIKE ? ESCAPE '!'", (f"{_like(study)}/%",)) if study else ("", ())
-        )
+        # "0" follows "/": the paths below one folder, told from those of "d8-b" or "D8".
+        where, values = ("", ()) if study is None else (
+            "WHERE path > ? AND path < ?", (f"{study}/", f"{study}0")
+        )  # fmt: skip
         known: dict[str, str] = {}
         for table in ("runs", "broken"):
             known.update(self.db.execute(f"SELECT path, signature FROM {table} {where}", values))
@@ -183,28 +272,50 @@ class Index:
                 self.db.execute(f"DELETE FROM {table} WHERE {column} = ?", row)
         self.db.execute("DELETE FROM broken WHERE path = ?", (path,))
 
-    def _insert(self, path: str, signature: str, loaded: LoadedRun | str) -> None:
+    def _enter(self, one: Loaded, found: Mapping[str, str]) -> None:
+        path, loaded = one
+        signature = found[path]
+        self._forget(path)
+        if not isinstance(loaded, str):
+            loaded = self._misplaced(path, loaded) or loaded
         if isinstance(loaded, str):
             self.db.execute("INSERT INTO broken VALUES (?, ?, ?)", (path, signature, loaded))
             return
         run = loaded.run
         if run.status == "completed":
             signature = f"sealed-{signature.split('-')[1]}"
-        try:
+        twin = self.db.execute("SELECT path FROM runs WHERE id = ?", (run.id,)).fetchone()
+        if twin is not None:
+            kept, copy = sorted((path, twin[0]), key=lambda p: (not p.endswith(f"-{run.id}"), p))
+            self._forget(copy)
+            # No signature: it is read again each time, for the case that the other one goes.
             self.db.execute(
-                "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (run.id, path, signature, run.study, run.arm, run.cell_label, run.seed_label,
-                 run.to_json(), loaded.facts_digest),
-            )  # fmt: skip
-        except sqlite3.IntegrityError:
-            reason = f"has the id {run.id} of another run directory: a copy? Move it out of runs/."
-            self.db.execute("INSERT INTO broken VALUES (?, ?, ?)", (path, signature, reason))
-            return
+                "INSERT INTO broken VALUES (?, '', ?)",
+                (copy, f"is a copy of {kept}, with the same run id. Move it out of runs/."),
+            )
+            if copy == path:
+                return
+        self.db.execute(
+            "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (run.id, path, signature, run.study, run.arm, run.cell_label, run.seed_label,
+             run.to_json(), loaded.facts_digest, loaded.own_facts),
+        )  # fmt: skip
         self.db.execute(
             "INSERT OR IGNORE INTO facts VALUES (?, ?)", (loaded.facts_digest, loaded.facts)
         )
         self.db.executemany("INSERT INTO metrics VALUES (?,?,?,?,?,?,?,?,?)", loaded.metrics)
         self.db.executemany("INSERT INTO curves VALUES (?,?,?,?)", _blobs(loaded.curves))
+
+    def _misplaced(self, path: str, loaded: LoadedRun) -> str | None:
+        run = loaded.run
+        place = run_folder(self.runs_dir, run.study, run.arm, run.cell_label)
+        place_name = place.relative_to(self.runs_dir).as_posix()
+        if path.rpartition("/")[0] == place_name:
+            return None
+        return (
+            f"lies in another folder than its run.json says, {place_name}. Move it there, or out "
+            "of runs/."
+        )
 
 
 def _blobs(curves: Iterable[CurveRow]) -> Iterator[tuple[str, str, bytes, bytes]]:
@@ -212,21 +323,16 @@ def _blobs(curves: Iterable[CurveRow]) -> Iterator[tuple[str, str, bytes, bytes]
         yield curve.run, curve.name, curve.steps.tobytes(), curve.points.tobytes()
 
 
+def _curve(steps: bytes, points: bytes) -> Curve:
+    return np.frombuffer(steps, dtype=np.int64), np.frombuffer(points, dtype=np.float64)
+
+
 def _open(path: Path) -> sqlite3.Connection:
     for _ in range(2):
-        db = sqlite3.connect(path, timeout=60, isolation_level=None)
+        db = sqlite3.connect(path, timeout=LOCK_TIMEOUT_S, isolation_level=None)
         try:
-            db.execute("PRAGMA journal_mode = WAL")
-            # A cache needs no durability: after a power cut it is read anew.
-            db.execute("PRAGMA synchronous = OFF")
-            db.execute("BEGIN IMMEDIATE")
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                for statement in SCHEMA.split(";"):
-                    db.execute(statement)
-                db.execute(f"PRAGMA user_version = {VERSION}")
-            db.execute("COMMIT")
-            if version in (0, VERSION):
+            _prepare(db)
+            if not _is_cut(db, path):
                 return db
         except sqlite3.OperationalError:
             db.close()
@@ -234,54 +340,45 @@ def _open(path: Path) -> sqlite3.Connection:
         except sqlite3.DatabaseError:
             pass
         db.close()
-        for suffix in ("", "-wal", "-shm"):
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        _remove(path)
     raise StoreError(
         f"{path}: a fresh index cannot be made there. Set ASSAY_CACHE to another folder."
     )
 
 
-def _signatures(
-    runs_dir: Path, study: str | None, known: Mapping[str, str]
-) -> Iterator[tuple[str, str]]:
-    """Path inside `runs/` and a cheap sign of change, for every run directory.
-
-    A completed run is immutable but for files added or removed, which its folder's own time
-    tells; any other is told by the number and sizes of its files.
-    """
-    for study_dir in _folders(runs_dir) if study is None else [runs_dir / study]:
-        for arm_dir in _folders(study_dir):
-            for cell_dir in _folders(arm_dir):
-                for run_dir in _folders(cell_dir):
-                    name = str(run_dir)[len(str(runs_dir)) + 1 :]
-                    sealed = f"sealed-{run_dir.stat().st_mtime_ns}"
-                    yield name, sealed if known.get(name) == sealed else _open_signature(run_dir)
-
-
-def _open_signature(run_dir: Path) -> str:
-    with os.scandir(run_dir) as entries:
-        sizes = [e.stat().st_size for e in entries if e.is_file()]
-    return f"open-{run_dir.stat().st_mtime_ns}-{len(sizes)}-{sum(sizes)}"
+def _prepare(db: sqlite3.Connection) -> None:
+    """Make the tables, unless they are there in this version."""
+    db.execute("PRAGMA journal_mode = WAL")
+    # A cache needs no durability: after a power cut it is read anew.
+    db.execute("PRAGMA synchronous = OFF")
+    if db.execute("PRAGMA user_version").fetchone()[0] == VERSION:
+        return
+    db.execute("BEGIN IMMEDIATE")
+    # Asked again under the lock: another process may have made them.
+    if db.execute("PRAGMA user_version").fetchone()[0] != VERSION:
+        old = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        for (name,) in old:
+            quoted = name.replace('"', '""')
+            db.execute(f'DROP TABLE "{quoted}"')
+        for statement in SCHEMA.split(";"):
+            db.execute(statement)
+        db.execute(f"PRAGMA user_version = {VERSION}")
+    db.execute("COMMIT")
 
 
-def _folders(path: Path) -> list[Path]:
-    try:
-        with os.scandir(path) as entries:
-            return sorted(
-                Path(e.path) for e in entries if e.is_dir() and not e.name.startswith(".")
-            )
-    except FileNotFoundError:
-        return []
+def _is_cut(db: sqlite3.Connection, path: Path) -> bool:
+    """Whether the file is shorter than it says, and no write-ahead log holds the rest."""
+    wal = path.with_name(f"{path.name}-wal")
+    if wal.exists() and wal.stat().st_size:
+        return False
+    pages, size = (db.execute(f"PRAGMA {p}").fetchone()[0] for p in ("page_count", "page_size"))
+    return path.stat().st_size < int(pages) * int(size)
+
+
+def _remove(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def _like(text: str) -> str:
     return text.replace("!", "!!").replace("%", "!%").replace("_", "!_")
-
-
-def _load(runs_dir: Path, paths: Sequence[str]) -> Iterator[tuple[str, LoadedRun | str]]:
-    folders = [runs_dir / path for path in paths]
-    if len(paths) < POOL_FROM:
-        yield from zip(paths, map(load_run, folders), strict=True)
-        return
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        yield from zip(paths, pool.map(load_run, folders, chunksize=32), strict=True)

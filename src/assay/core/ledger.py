@@ -1,8 +1,9 @@
 """The ledger: append-only, content-addressed events that live in git.
 
 One small JSON file an event, named by the digest of its content, so that two branches merge
-without conflict and an edited event is noticed. Nothing in the lab deletes one. Order never
-depends on a clock: an event names the digests of the events that it follows.
+without conflict and an edited event is noticed. Nothing in the lab deletes one. What an event
+undoes or replaces it names by digest, so no meaning depends on a clock; times only sort what is
+shown.
 """
 
 import getpass
@@ -18,12 +19,18 @@ from assay.core.config import canonical, digest
 from assay.core.errors import StoreError, TamperedError
 
 KINDS = ("freeze", "invalidate", "restore", "verdict", "revise", "note")
+NEEDED: Mapping[str, tuple[str, ...]] = {
+    "freeze": ("version", "study_digest", "commit", "tree_sha256"),
+    "invalidate": ("target", "because"),
+}
+"""What the body of an event must tell."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One event.
 
     Attributes:
+        schema: Version of this format.
         kind: One of `KINDS`.
         study: The study it concerns; "" for an ad-hoc run.
         at: UTC time, ISO 8601; for people, never for order.
@@ -78,7 +85,7 @@ def record(
 
 
 def read_ledger(ledger_dir: Path, study: str | None = None) -> list[Event]:
-    """All events (of one study), each after the events that it follows.
+    """All events (of one study), each after the events that it follows, else by time.
 
     Raises:
         TamperedError: An event's content does not match its name.
@@ -86,34 +93,35 @@ def read_ledger(ledger_dir: Path, study: str | None = None) -> list[Event]:
     """
     pattern = f"{study or '*'}/*.json"
     events = {e.digest: e for e in (_read(path) for path in sorted(ledger_dir.glob(pattern)))}
-    ordered: list[Event] = []
-    done: set[str] = set()
-
-    def add(event: Event) -> None:
-        if event.digest in done:
-            return
-        done.add(event.digest)
-        for name in event.follows:
-            if name in events:
-                add(events[name])
-        ordered.append(event)
-
-    for event in sorted(events.values(), key=lambda e: (e.at, e.digest)):
-        add(event)
-    return ordered
+    ordered: dict[str, Event] = {}
+    # A stack, not recursion: a chain of events may be long.
+    waiting = sorted(events, key=lambda name: (events[name].at, name), reverse=True)
+    while waiting:
+        name = waiting[-1]
+        before = [n for n in events[name].follows if n in events and n not in ordered]
+        if before and name not in ordered:
+            waiting += reversed(before)
+            continue
+        ordered.setdefault(name, events[name])
+        waiting.pop()
+    return list(ordered.values())
 
 
 def invalidations(events: Sequence[Event]) -> dict[str, Event]:
-    """Target → the invalidation that stands. A restored invalidation stands no more."""
+    """Target → the invalidation that stands. A restored invalidation stands no more.
+
+    An invalidated study that lists its `runs` in the event strikes those and no later ones.
+    """
     undone = {name for e in events if e.kind == "restore" for name in e.follows}
-    standing = (e for e in events if e.kind == "invalidate" and e.digest not in undone)
-    return {str(e.body["target"]): e for e in standing}
+    standing = [e for e in events if e.kind == "invalidate" and e.digest not in undone]
+    struck = {str(run): e for e in standing for run in e.body.get("runs", ())}
+    return struck | {str(e.body["target"]): e for e in standing}
 
 
 def last_freeze(events: Sequence[Event], study: str) -> Event | None:
     """The freeze of the highest version of a study."""
     freezes = [e for e in events if e.kind == "freeze" and e.study == study]
-    return max(freezes, key=lambda e: int(e.body["version"]), default=None)
+    return max(freezes, key=lambda e: (int(e.body["version"]), e.digest), default=None)
 
 
 def _path(folder: Path, event: Event) -> Path:
@@ -128,11 +136,18 @@ def _read(path: Path) -> Event:
         raise StoreError(
             f"{path.name} in the ledger cannot be read: {error}. Restore it from git."
         ) from error
-    if path.name != _path(path.parent, event).name:
+    where = f"{path.parent.name}/{path.name}"
+    if path != _path(path.parent.with_name(event.study or "scratch"), event):
         raise TamperedError(
-            f"{path.parent.name}/{path.name} in the ledger was changed after it was recorded: its "
-            f"content has the digest {event.digest[:20]}. Restore it from git; to correct an "
-            "event, record a further one."
+            f"{where} in the ledger was changed or moved after it was recorded: its content is "
+            f"{event.kind}-{event.digest[:20]} of study {event.study or 'scratch'}. Restore it "
+            "from git; to correct an event, record a further one."
+        )
+    lacking = [key for key in NEEDED.get(event.kind, ()) if key not in event.body]
+    if event.kind not in KINDS or lacking:
+        raise StoreError(
+            f"{where} in the ledger is of a kind that this version of Assay does not know, or "
+            f"lacks {', '.join(lacking) or 'nothing'}. Upgrade Assay, or restore it from git."
         )
     return event
 

@@ -8,7 +8,7 @@ contract compares it.
 import itertools
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,15 +63,32 @@ def expand(study: Study) -> list[PlannedRun]:
     """All runs of a study, arms first, then cells, then seeds, in the order of the file.
 
     Raises:
-        StudyError: A configuration that the task refuses, or an unknown placeholder in a command.
+        StudyError: A configuration that the task refuses, an unknown placeholder in a command, or
+            two runs that ask for the same computation.
     """
+    combinations = list(_seed_combinations(study))
     runs = [
-        _plan(study, arm, cell, seeds)
+        run
         for arm in study.arms.values()
         for cell in cells(study.grid)
-        for seeds in _seed_combinations(study)
+        for run in _plan_cell(study, arm, cell, combinations)
     ]
+    _check_different(study, runs)
     return runs
+
+
+def _check_different(study: Study, runs: Sequence[PlannedRun]) -> None:
+    """Refuse two places of a study that ask for one computation: it would count as two."""
+    seen: dict[str, PlannedRun] = {}
+    for run in runs:
+        twin = seen.setdefault(run.identity, run)
+        if twin is not run:
+            a, b = (f"arm '{r.arm}', cell {r.cell_label}, seed {r.seed_label}" for r in (twin, run))
+            raise StudyError(
+                f"{study.path.name}: two runs ask for the same computation: {a}; and {b}. What "
+                "sets them apart is a default, or does not reach the configuration or command; "
+                "give it another value, or remove one."
+            )
 
 
 def cells(grid: Mapping[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
@@ -81,8 +98,11 @@ def cells(grid: Mapping[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
 
 
 def cell_label(cell: Mapping[str, Any]) -> str:
-    """A cell in words: `alpha=0.25,depth=4`, or `all`."""
-    return ",".join(f"{name}={value}" for name, value in cell.items()) or "all"
+    """A cell in words: `alpha=0.25,depth=4`, or `all`.
+
+    By name, so that it does not change when the grid is written in another order.
+    """
+    return ",".join(f"{name}={cell[name]}" for name in sorted(cell)) or "all"
 
 
 def seed_labels(study: Study) -> tuple[str, ...]:
@@ -106,53 +126,62 @@ def _seed_label(study: Study, seeds: Mapping[str, int]) -> str:
         varied = [r for r, v in study.seeds.items() if not isinstance(v, str)][:1]
     if len(varied) == 1:
         return str(seeds[varied[0]])
-    return ",".join(f"{role}={seeds[role]}" for role in varied)
+    return ",".join(f"{role}={seeds[role]}" for role in sorted(varied))
 
 
-def _plan(study: Study, arm: Arm, cell: Mapping[str, Any], seeds: Mapping[str, int]) -> PlannedRun:
+def _plan_cell(
+    study: Study, arm: Arm, cell: Mapping[str, Any], combinations: Sequence[Mapping[str, int]]
+) -> Iterator[PlannedRun]:
+    """The runs of one arm in one cell; all but seeds and command is resolved once."""
     where = f"{study.path.name}, arm '{arm.name}'"
     values = _merge(study.config, cell, arm.settings, study.table.budget)
-    if arm.cmd is not None:
-        resolved, typed = values, None
-        cmd = _command(arm.cmd, values, seeds, where)
-    else:
-        assert study.task is not None
-        cmd = None
-        try:
-            typed = build(study.task.config, values, where=where)
-        except StudyError:
-            raise
-        except ConfigError as error:
-            raise StudyError(str(error)) from error
-        resolved = to_plain(typed)
+    resolved, typed = _resolve(study, arm, values, where)
     env = {**study.environment, **arm.env}
     stackable = study.task.stackable if study.task else frozenset()
-    shared = {k: v for k, v in resolved.items() if k not in stackable}
     what = {
         "engine": study.table.engine,
         "task": study.task.name if study.task else None,
         "config": resolved,
-        "cmd": cmd,
         "env": env,
-        "seeds": dict(seeds),
     }
-    # A command is one process a run; only an engine can stack.
-    together = {**what, "config": shared, "seeds": dict(seeds) if cmd else None}
-    return PlannedRun(
-        study=study.id,
-        arm=arm.name,
-        cell=cell,
-        cell_label=cell_label(cell),
-        seeds=seeds,
-        seed_label=_seed_label(study, seeds),
-        config=resolved,
-        typed_config=typed,
-        cmd=cmd,
-        env=env,
-        budget=study.table.budget,
-        identity=digest(what),
-        cohort=digest(together),
-    )
+    common = digest(what)
+    together = digest(what | {"config": {k: v for k, v in resolved.items() if k not in stackable}})
+    label = cell_label(cell)
+    for seeds in combinations:
+        cmd = _command(arm.cmd, values, seeds, where) if arm.cmd is not None else None
+        identity = digest({"what": common, "cmd": cmd, "seeds": seeds})
+        yield PlannedRun(
+            study=study.id,
+            arm=arm.name,
+            cell=cell,
+            cell_label=label,
+            seeds=seeds,
+            seed_label=_seed_label(study, seeds),
+            config=resolved,
+            typed_config=typed,
+            cmd=cmd,
+            env=env,
+            budget=study.table.budget,
+            identity=identity,
+            # A command is one process a run; only an engine can stack.
+            cohort=identity if cmd else together,
+        )
+
+
+def _resolve(
+    study: Study, arm: Arm, values: dict[str, Any], where: str
+) -> tuple[dict[str, Any], Any]:
+    """The whole configuration, plain and as the task's dataclass (None for a command)."""
+    if arm.cmd is not None:
+        return values, None
+    assert study.task is not None
+    try:
+        typed = build(study.task.config, values, where=where)
+    except StudyError:
+        raise
+    except ConfigError as error:
+        raise StudyError(str(error)) from error
+    return to_plain(typed), typed
 
 
 def _merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,13 +204,15 @@ def _merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
 def _command(
     template: str, config: Mapping[str, Any], seeds: Mapping[str, int], where: str
 ) -> tuple[str, ...]:
-    """Split a command line, then fill `{name}` and `{seed.role}` into its words."""
+    """Split a command line, then fill `{name}` and `{seed.role}` into its words; `{out}` stays."""
     known = {**flatten(config), **{f"seed.{role}": seed for role, seed in seeds.items()}}
 
     def fill(match: re.Match[str]) -> str:
         if match[0] in ("{{", "}}"):
             return match[0][0]
         name = match[1]
+        if name == "out" and name not in known:
+            return match[0]  # The run's output folder, which the worker knows.
         if name not in known:
             raise StudyError(f"{where}: cmd: {{{name}}}: {unknown_key(name, sorted(known))}")
         return str(known[name])

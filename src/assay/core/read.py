@@ -1,7 +1,6 @@
 """Reading one run directory into the rows that the index keeps of it. Pure; runs in a pool."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +8,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
-from assay.core.config import canonical, flatten
+from assay.core.config import flatten
 from assay.core.errors import StoreError
 from assay.core.files import explicit, read_json
 from assay.core.metrics import RunMetrics, Series, downsample, read_metrics
@@ -23,11 +23,18 @@ MACHINE_METRICS = ("speed/", "time/", "system/")
 """Measurements of the machine: they differ between runs that computed the same."""
 
 
+OWN_FACTS = ("config.", "seed.", "spent.", "budget.", "data.", "argv.", "scripts.")
+"""Beginnings of the facts that are a run's own; the others are stored once for many runs."""
+
+
 class IndexedRun(msgspec.Struct, frozen=True, kw_only=True):
     """A run as the index knows it: `run.json`, how it ended, and what to tell about it.
 
     Attributes:
         path: Below `runs/`.
+        cell_label: The cell in words, as it was when the run was made.
+        seed_label: The seeds that varied in the study when the run was made.
+        generation: Above 1 for a run that repeats an earlier one.
         status: completed, failed, interrupted, or open (running or killed).
         attempts: Number of attempts.
         events: What a reader of the log should know.
@@ -84,9 +91,9 @@ class MetricRow(NamedTuple):
     """The final value of one metric of one run.
 
     `value` is what the run gave as its summary (`source` "summary"), else the value at the
-    highest step ("last"). It is None where the final value is not a number that can be stored
-    (NaN is stored as None with `non_finite` counting it). `num_points`, `low` and `high` describe the
-    series.
+    highest step ("last"). The index gives None for NaN, which SQLite has no word for; infinities
+    stay. `num_points`, `non_finite`, `last_step`, `low` and `high` (of the finite values) describe
+    the series.
     """
 
     run: str
@@ -111,35 +118,61 @@ class CurveRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedRun:
-    """All that the index keeps of a run; `facts` is flat realised provenance as JSON."""
+    """All that the index keeps of a run.
+
+    Attributes:
+        run: What the run table shows.
+        facts: Flat realised provenance as JSON, without `own_facts`: the same in many runs.
+        facts_digest: Digest of `facts`.
+        own_facts: The facts that differ between the runs of an arm, as JSON.
+        metrics: Final values.
+        curves: Thinned series.
+    """
 
     run: IndexedRun
     facts: str
     facts_digest: str
+    own_facts: str
     metrics: list[MetricRow]
     curves: list[CurveRow]
 
 
 def load_run(folder: Path) -> LoadedRun | str:
-    """Read a run directory; a sentence instead if it cannot be read."""
+    """Read a run directory; a sentence instead if it cannot be read.
+
+    Whatever is wrong with one directory must not keep the others from being read, so damage that
+    no reader of a file foresaw is a sentence too.
+    """
     try:
         state = read_run(folder)
         metrics = read_metrics(folder, state.starts)
-        facts = canonical(explicit(_facts(folder, state)))
+        facts = _facts(folder, state)
+        own = {k: v for k, v in facts.items() if k.startswith(OWN_FACTS)}
+        shared = _json({k: v for k, v in facts.items() if k not in own})
+        run = _indexed(folder, state, metrics, facts)
+        return LoadedRun(
+            run=run,
+            facts=shared,
+            facts_digest=hashlib.sha256(shared.encode()).hexdigest(),
+            own_facts=_json(own),
+            metrics=_rows(run.id, state.summary, metrics.series),
+            curves=[
+                CurveRow(run.id, name, *downsample(series.steps, series.values))
+                for name, series in metrics.series.items()
+                if series.steps.size > 1
+            ],
+        )
     except StoreError as error:
         return str(error)
-    run = _indexed(folder, state, metrics, json.loads(facts))
-    return LoadedRun(
-        run=run,
-        facts=facts,
-        facts_digest=hashlib.sha256(facts.encode()).hexdigest(),
-        metrics=_rows(run.id, state.summary, metrics.series),
-        curves=[
-            CurveRow(run.id, name, *downsample(series.steps, series.values))
-            for name, series in metrics.series.items()
-            if series.steps.size > 1
-        ],
-    )
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        return (
+            f"{folder} is damaged: {type(error).__name__}: {error}. Restore it from a copy, or "
+            "move it out of runs/ and run again."
+        )
+
+
+def _json(facts: dict[str, Any]) -> str:
+    return orjson.dumps(explicit(facts), option=orjson.OPT_SORT_KEYS).decode()
 
 
 def _indexed(

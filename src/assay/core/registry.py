@@ -50,7 +50,7 @@ def find_task(engine: str, task: str | None, *, root: Path, where: str) -> tuple
 def _installed(name: str, where: str) -> Any:
     found = {point.name: point for point in entry_points(group=GROUP)}
     if name not in found:
-        hint = unknown_key(name, sorted(found)).replace("key", "engine")
+        hint = unknown_key(name, sorted(found), what="engine")
         raise StudyError(
             f"{where}: {hint} An engine is an entry point of the group '{GROUP}', or module:NAME "
             "in the project folder (docs/write-an-engine.md)."

@@ -8,7 +8,7 @@ NONE = "–"
 
 
 def number(value: float | None) -> str:
-    """A value with about four significant digits; never rounded to a false 0 or 1."""
+    """A value with about four significant digits; never rounded to a false 0, 1 or integer."""
     if value is None:
         return NONE
     if not math.isfinite(value):
@@ -16,10 +16,12 @@ def number(value: float | None) -> str:
     if value == int(value) and abs(value) < 1e9:
         return f"{int(value):,}"
     if abs(value) < 0.001 or abs(value) >= 1e6:
-        return f"{value:.3g}"
-    text = f"{value:.4f}" if abs(value) < 10 else f"{value:.4g}"
+        return f"{value:.4g}"
+    digits = max(1, 3 - math.floor(math.log10(abs(value))))
     # 0.99996 is not 1: an error count of 4 in 100,000 must stay visible.
-    return f"{value:.6f}" if abs(float(text)) in (0.0, 1.0) else text
+    while float(f"{value:.{digits}f}").is_integer() and digits < 15:
+        digits += 1
+    return f"{value:,.{digits}f}".rstrip("0")
 
 
 def mean_std(row: Cell) -> str:
@@ -34,6 +36,7 @@ def mean_std(row: Cell) -> str:
         f"{count} {word}"
         for count, word in (
             (row.failed, "failed"),
+            (row.no_value, "without it"),
             (row.missing, "not ended"),
             (row.non_finite, "not finite"),
         )
@@ -53,7 +56,7 @@ def delta(row: Cell) -> str:
         return ""
     d = row.delta
     sign = "+" if d.mean > 0 else ""
-    basis = f"{d.n} pairs" if d.paired else "unpaired"
+    basis = f"{d.n} pair{'' if d.n == 1 else 's'}" if d.paired else "unpaired"
     limits = "" if d.low is None else f" ({interval(d.low, d.high)})"
     return f"{sign}{number(d.mean)}{limits}, {basis}"
 
@@ -68,12 +71,15 @@ def table_markdown(table: Table, *, seeds: bool = False) -> str:
     if not table.rows:
         return "No metrics yet.\n"
     keys = list(table.rows[0].cell)
-    heads = ["arm", *keys, "metric", "mean ± std [n]", "95 % interval", f"Δ to {table.baseline}"]
+    compared = any(row.arm != table.baseline for row in table.rows)
+    heads = ["arm", *keys, "metric", "mean ± std [n]", "95 % interval"]
+    heads += [f"Δ to {table.baseline}"] if compared else []
     heads += ["seeds"] if seeds else []
     lines = [row_markdown(heads), row_markdown(["---"] * len(heads))]
     for row in table.rows:
         shown = [row.arm, *(str(row.cell[k]) for k in keys), f"`{row.metric}`"]
-        shown += [mean_std(row), interval(row.low, row.high), delta(row)]
+        shown += [mean_std(row), interval(row.low, row.high)]
+        shown += [delta(row)] if compared else []
         lines.append(row_markdown([*shown, seed_values(row)] if seeds else shown))
     lines += ["", *(f"- {note}" for note in table.notes)] if table.notes else []
     return "\n".join(lines) + "\n"

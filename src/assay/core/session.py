@@ -234,7 +234,7 @@ def _fresh_run(
         identity=digest(asked),
         config=values,
         seeds=roles,
-        seed_label=",".join(map(str, roles.values())),
+        seed_label=_seed_label(roles),
         cmd=provenance["argv"],
     )
     folder = create_run(settings.runs_dir, record)
@@ -260,6 +260,13 @@ def _plain_config(config: Any) -> dict[str, Any]:
             f"{str(config)[:200]!r}. Convert paths and arrays to text or lists first."
         ) from error
     return values
+
+
+def _seed_label(roles: Mapping[str, int]) -> str:
+    """As a study labels its seeds: the number alone if there is one role."""
+    if len(roles) == 1:
+        return str(next(iter(roles.values())))
+    return ",".join(f"{role}={seed}" for role, seed in roles.items())
 
 
 def _checked_seeds(seeds: Mapping[str, int] | None) -> dict[str, int]:

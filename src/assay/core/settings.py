@@ -78,8 +78,9 @@ class Settings:
         """
         env = dict(os.environ if environment is None else environment)
         root = _folder(env, "ASSAY_ROOT") or find_project(start or Path.cwd())
-        cache = env.get("ASSAY_CACHE") or (
-            Path(env.get("XDG_CACHE_HOME") or Path(env.get("HOME", "/tmp")) / ".cache") / "assay"
+        home = Path(env.get("HOME") or "/tmp")
+        cache = env.get("ASSAY_CACHE") or Path(
+            env.get("XDG_CACHE_HOME") or home / ".cache", "assay"
         )
         attempt = env.get("ASSAY_ATTEMPT", "1")
         if not attempt.isdecimal() or int(attempt) < 1:
@@ -90,7 +91,8 @@ class Settings:
         run_dir = env.get("ASSAY_RUN_DIR")
         return cls(
             root=root,
-            cache_dir=Path(cache),
+            # Absolute: one project has one index, wherever inside it a command is given.
+            cache_dir=Path(cache).expanduser().absolute(),
             data_dir=_folder(env, "ASSAY_DATA"),
             run_dir=Path(run_dir) if run_dir else None,
             attempt=int(attempt),

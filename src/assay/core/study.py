@@ -2,186 +2,55 @@
 
 A study asks one question. Its arms differ in one declared factor; a grid crosses them with other
 settings; seeds have named roles, so that the seed of the data and the seed of the
-initialisation are two things. `assay.core.plan` expands it into runs.
+initialisation are two things. `assay.core.plan` expands it into runs. What can be wrong with a
+file is found here, once, for whoever uses the study; only what a task's configuration refuses is
+found by the plan.
 """
 
-import re
+import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any
 
-from assay.core.config import build, digest
-from assay.core.engine import Engine, Metric, Task
-from assay.core.errors import ConfigError, StudyError
+from assay.core.config import build, digest, flatten
+from assay.core.criterion import check, same
+from assay.core.definition import (
+    NAME,
+    PHASES,
+    Arm,
+    Claim,
+    Collect,
+    Reported,
+    Study,
+    StudyTable,
+    under,
+)
+from assay.core.engine import Metric, Task
+from assay.core.errors import ConfigError, CriterionError, StudyError
 from assay.core.registry import find_task
 from assay.core.settings import find_project
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
-PHASES = ("debug", "pilot", "frozen")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arm:
-    """One setting of the factor.
-
-    Attributes:
-        name: As in `[arms.NAME]`.
-        settings: Configuration fields that this arm sets; all lie under the factor.
-        cmd: Command template of this arm, if it runs a program.
-        env: Environment variables that this arm declares.
-    """
-
-    name: str
-    settings: Mapping[str, Any]
-    cmd: str | None = None
-    env: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
-    """A sentence and the criterion that decides it, stated before the runs it is judged on."""
-
-    name: str = ""
-    says: str
-    """The sentence, in words."""
-    criterion: str
-    """An expression of the criterion language (docs/verdicts.md)."""
-    min_seeds: int = 3
-    """Fewer complete seeds in an arm that the criterion uses: UNTESTED."""
-    phase: str = "frozen"
-    """The lowest phase whose runs may support it."""
-    confidence: float = 0.95
-    """Of every interval; 1 minus this is the study's family-wise error rate (Holm)."""
-
-    def __post_init__(self) -> None:
-        if self.min_seeds < 1:
-            raise ConfigError(f"min_seeds must be at least 1; got {self.min_seeds}.")
-        if self.phase not in PHASES:
-            raise ConfigError(f"phase must be one of {', '.join(PHASES)}; got {self.phase!r}.")
-        if not 0.5 <= self.confidence < 1:
-            raise ConfigError(
-                f"confidence must be in [0.5, 1); got {self.confidence}. It is a fraction: 0.95."
-            )
-        if not self.says.strip():
-            raise ConfigError("says must be a sentence; it is empty.")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reported:
-    """A value copied from a document, with its place. Never evidence."""
-
-    metric: str
-    arm: str
-    value: float
-    source: str
-    line: int | None = None
-    at: dict[str, Any] = field(default_factory=dict)
-    std: float | None = None
-    n: int | None = None
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Collect:
-    """Where a program leaves its numbers.
-
-    In a study the paths are below the run's own output folder (`{out}` in a command, `$ASSAY_OUT`
-    in its environment); for an ad-hoc command below the current folder, of which only files
-    written during the run are taken.
-    """
-
-    csv: str | None = None
-    """File of metrics with a header; a column step, iteration or epoch is the step."""
-    summary: str | None = None
-    """JSON file of final values; nested names are joined with dots."""
-    tensorboard: str | None = None
-    """Folder of TensorBoard event files."""
-    stdout: str | None = None
-    """Regular expression with named groups, tried on each line of the output."""
-    rename: dict[str, str] = field(default_factory=dict)
-    """Name as found = name in the run."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StudyTable:
-    """The `[study]` table as written."""
-
-    id: str
-    question: str
-    engine: str | None = None
-    task: str | None = None
-    cmd: str | None = None
-    factor: str | list[str] = ""
-    baseline: str | None = None
-    seeds: dict[str, int | str | list[int]]
-    budget: dict[str, float | int] = field(default_factory=dict)
-    phase: str = "pilot"
-
-    def __post_init__(self) -> None:
-        if not NAME.fullmatch(self.id):
-            raise ConfigError(
-                f"id must be letters, digits, '.', '_' or '-' (at most 80); got {self.id!r}."
-            )
-        if self.phase not in PHASES[:2]:
-            raise ConfigError(
-                f"phase must be debug or pilot; got {self.phase!r}. A study becomes frozen by "
-                "`assay freeze`, not by its file."
-            )
-        if self.engine is None and self.task is not None:
-            raise ConfigError(f'task is {self.task!r} but no engine is given. Add engine = "…".')
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Study:
-    """A checked study.
-
-    Attributes:
-        table: The `[study]` table.
-        factor: Names of what arms may differ in.
-        seeds: Role → values; a tied role is the name of another role.
-        config: Shared settings as written.
-        grid: Setting → its values, crossed with the arms.
-        environment: Declared variables; None means passed through from the caller.
-        metrics: Known metric names with their definitions (from the task, or `[metrics]`).
-        path: The file.
-        digest: Identity of everything that decides runs and verdicts.
-    """
-
-    table: StudyTable
-    factor: tuple[str, ...]
-    seeds: Mapping[str, tuple[int, ...] | str]
-    config: Mapping[str, Any]
-    grid: Mapping[str, tuple[Any, ...]]
-    arms: Mapping[str, Arm]
-    claims: Mapping[str, Claim]
-    reported: tuple[Reported, ...]
-    environment: Mapping[str, str | None]
-    collect: Collect
-    metrics: Mapping[str, Metric]
-    path: Path
-    digest: str
-    engine: Engine | None = None
-    task: Task | None = None
-
-    @property
-    def id(self) -> str:
-        """The study's name."""
-        return self.table.id
-
-    @property
-    def baseline(self) -> str:
-        """The arm that others are compared with: the declared one, else the first."""
-        return self.table.baseline or next(iter(self.arms))
-
+__all__ = [
+    "PHASES",
+    "Arm",
+    "Claim",
+    "Collect",
+    "Reported",
+    "Study",
+    "StudyTable",
+    "load_study",
+    "under",
+]
 
 TABLES = ("study", "config", "grid", "arms", "claims", "reported", "environment", "collect",
           "metrics")  # fmt: skip
+GOALS = ("max", "min", "none")
 
 
 def load_study(path: Path) -> Study:
-    """Read and check a study file.
+    """Read and check a study file, its criteria included.
 
     Raises:
         StudyError: Anything that would make its runs or verdicts meaningless, with file, table,
@@ -189,9 +58,13 @@ def load_study(path: Path) -> Study:
     """
     raw = _read(path)
     file = path.name
-    for key in raw:
+    for key, value in raw.items():
         if key not in TABLES:
             raise StudyError(f"{file}: unknown table [{key}]. Known tables: {', '.join(TABLES)}.")
+        kind, shape = (list, "[[reported]] entries") if key == "reported" else (Mapping, "a table")
+        if not isinstance(value, kind):
+            raise StudyError(f"{file}: [{key}] must be {shape}; got {value!r}.")
+        _check_plain(value, f"{file} [{key}]", finite=key != "reported")
     try:
         return _check(raw, path, file)
     except StudyError:
@@ -209,9 +82,27 @@ def _read(path: Path) -> dict[str, Any]:
             "studies/addition/d8.toml."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path}: cannot be read as UTF-8 text: {error}.") from error
+        raise StudyError(
+            f"{path}: cannot be read as UTF-8 text: {error}. Save it as UTF-8."
+        ) from error
     except tomllib.TOMLDecodeError as error:
-        raise StudyError(f"{path}: is not valid TOML: {error}.") from error
+        raise StudyError(f"{path}: is not valid TOML: {error}. See https://toml.io.") from error
+
+
+def _check_plain(value: Any, where: str, *, finite: bool) -> None:
+    """Refuse what JSON has no word for: it could be neither compared nor recorded."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_plain(item, f"{where} {key}", finite=finite)
+    elif isinstance(value, list):
+        for item in value:
+            _check_plain(item, where, finite=finite)
+    elif isinstance(value, datetime | date | time):
+        raise StudyError(
+            f'{where}: must not be a date or time; got {value}. Write it as "{value}".'
+        )
+    elif finite and isinstance(value, float) and not math.isfinite(value):
+        raise StudyError(f"{where}: must be a finite number; got {value}.")
 
 
 def _check(raw: dict[str, Any], path: Path, file: str) -> Study:
@@ -220,43 +111,47 @@ def _check(raw: dict[str, Any], path: Path, file: str) -> Study:
     if table.engine is not None:
         root = find_project(path.resolve().parent)
         engine, task = find_task(table.engine, table.task, root=root, where=f"{file} [study]")
-    factor = (table.factor,) if isinstance(table.factor, str) else tuple(table.factor)
-    arms = _arms(_table(raw, "arms", file), table, tuple(f for f in factor if f), file)
+    factor = tuple(filter(None, [table.factor] if isinstance(table.factor, str) else table.factor))
+    arms = _arms(_table(raw, "arms", file), table, factor, file)
     if table.baseline is not None and table.baseline not in arms:
         raise StudyError(
             f"{file} [study] baseline: '{table.baseline}' is not an arm. Arms: {', '.join(arms)}."
         )
     grid = _grid(raw.get("grid", {}), file)
-    claims = _claims(raw.get("claims", {}), file)
-    environment = _environment(raw.get("environment", {}), f"{file} [environment]")
-    metrics = dict(task.metrics) if task else {}
-    for name, values in raw.get("metrics", {}).items():
-        metrics[name] = build(Metric, values, where=f"{file} [metrics.{name!r}]")
-    study = Study(
+    _check_layers(table, raw.get("config", {}), grid, arms, file)
+    _check_budget(table, task, file)
+    metrics = {**(task.metrics if task else {}), **_metrics(raw.get("metrics", {}), file)}
+    return Study(
         table=table,
-        factor=tuple(f for f in factor if f),
+        factor=factor,
         seeds=_seeds(table.seeds, task, file),
         config=raw.get("config", {}),
         grid=grid,
         arms=arms,
-        claims=claims,
-        reported=_reported(raw.get("reported", []), arms, file),
-        environment=environment,
+        claims=_claims(raw.get("claims", {}), arms, grid, metrics, file),
+        reported=_reported(raw.get("reported", []), arms, grid, file),
+        environment=_environment(raw.get("environment", {}), f"{file} [environment]"),
         collect=build(Collect, raw.get("collect", {}), where=f"{file} [collect]"),
         metrics=metrics,
         path=path,
-        digest=digest({k: v for k, v in raw.items() if k != "reported"}),
+        # The first arm is the baseline unless one is named, so the order of arms may matter.
+        digest=digest(
+            {k: v for k, v in raw.items() if k != "reported"}
+            | {"baseline": table.baseline or next(iter(arms))}
+        ),
         engine=engine,
         task=task,
     )
-    _check_budget(study, file)
-    return study
 
 
 def _table(raw: Mapping[str, Any], name: str, file: str) -> Mapping[str, Any]:
     value = raw.get(name)
-    if not isinstance(value, Mapping) or not value:
-        raise StudyError(f"{file}: [{name}] is missing or empty; a study needs it.")
+    if not value:
+        raise StudyError(
+            f"{file}: [{name}] is missing or empty; a study needs it"
+            f"{': at least one [arms.NAME]' if name == 'arms' else ''}."
+        )
+    assert isinstance(value, Mapping)
     return value
 
 
@@ -269,7 +164,9 @@ def _arms(
         if not isinstance(values, Mapping):
             raise StudyError(f"{where}: must be a table of settings; got {values!r}.")
         if not NAME.fullmatch(name):
-            raise StudyError(f"{where}: an arm's name is letters, digits, '.', '_' or '-'.")
+            raise StudyError(
+                f"{where}: an arm's name is letters, digits, '.', '_' or '-' (at most 80)."
+            )
         settings = {k: v for k, v in values.items() if k not in ("cmd", "env")}
         env = _environment(values.get("env", {}), f"{where} env")
         if any(value is None for value in env.values()):
@@ -288,7 +185,7 @@ def _arms(
         )
     seen: dict[str, str] = {}
     for name, arm in arms.items():
-        twin = seen.setdefault(digest([arm.settings, arm.cmd, dict(arm.env)]), name)
+        twin = seen.setdefault(digest([flatten(arm.settings), arm.cmd, dict(arm.env)]), name)
         if twin != name:
             raise StudyError(
                 f"{file} [arms]: '{twin}' and '{name}' do not differ. Set the factor "
@@ -309,7 +206,7 @@ def _check_factor(
             f"{where}: the study has {num_arms} arms but declares no factor. Name the one thing "
             'that they may differ in: [study] factor = "…".'
         )
-    names = [*settings, *(f"env.{name}" for name in env)]
+    names = [*flatten(settings), *(f"env.{name}" for name in env)]
     for name in names:
         if num_arms > 1 and not any(under(name, f) for f in factor):
             raise StudyError(
@@ -317,11 +214,6 @@ def _check_factor(
                 f"differ only in the factor: move '{name}' to [config], or declare "
                 f"factor = {[*factor, name]!r} if the arms are meant as packages."
             )
-
-
-def under(name: str, factor: str) -> bool:
-    """Whether a dotted name is the factor or lies below it."""
-    return name == factor or name.startswith(f"{factor}.")
 
 
 def _environment(raw: Any, where: str) -> dict[str, str | None]:
@@ -341,21 +233,75 @@ def _environment(raw: Any, where: str) -> dict[str, str | None]:
     return result
 
 
-def _grid(raw: Any, file: str) -> dict[str, tuple[Any, ...]]:
+def _grid(raw: Mapping[str, Any], file: str) -> dict[str, tuple[Any, ...]]:
     grid: dict[str, tuple[Any, ...]] = {}
-    for name, values in raw.items():
+    for name, values in flatten(raw).items():
         where = f"{file} [grid] {name}"
         if not isinstance(values, list) or not values:
             raise StudyError(f"{where}: must be a list of values; got {values!r}.")
         if name in ("arm", "seed"):
             raise StudyError(f"{where}: 'arm' and 'seed' are dimensions already; rename it.")
-        if len({digest(v) for v in values}) != len(values):
-            raise StudyError(f"{where}: repeats a value: {values}. Each cell is run once.")
+        # A cell is named by its values as text, so 1 and "1" would be one cell as well.
+        twice = [v for i, v in enumerate(values) if any(_alike(v, w) for w in values[:i])]
+        if twice:
+            raise StudyError(
+                f"{where}: repeats a value: {twice[0]!r} in {values}. Each cell is run once; "
+                "remove one of them."
+            )
         grid[name] = tuple(values)
     return grid
 
 
-def _claims(raw: Any, file: str) -> dict[str, Claim]:
+def _alike(a: object, b: object) -> bool:
+    return str(a) == str(b) or same(a, b)
+
+
+def _check_layers(
+    table: StudyTable,
+    config: Mapping[str, Any],
+    grid: Mapping[str, Any],
+    arms: Mapping[str, Arm],
+    file: str,
+) -> None:
+    """Refuse a setting that is given twice, of which one would silently be without effect.
+
+    An arm may set what [config] gives as the common value; that is what arms are for.
+    """
+    layers = [("[study] budget", list(table.budget)), ("[grid]", list(grid))]
+    others = [("[config]", list(flatten(config)))]
+    others += [(f"[arms.{arm.name}]", list(flatten(arm.settings))) for arm in arms.values()]
+    pairs = [(a, b) for i, a in enumerate(layers) for b in [*layers[i + 1 :], *others]]
+    for (place, names), (other, there) in pairs:
+        for name in names:
+            if any(under(name, key) or under(key, name) for key in there):
+                raise StudyError(
+                    f"{file} {place} {name}: is set in {other} as well, and one of the two would "
+                    "be without effect. Remove one."
+                )
+
+
+def _metrics(raw: Mapping[str, Any], file: str) -> dict[str, Metric]:
+    metrics: dict[str, Metric] = {}
+    for name, values in raw.items():
+        where = f"{file} [metrics.{name!r}]"
+        if not isinstance(values, Mapping):
+            raise StudyError(f'{where}: must be a table such as {{ says = "…" }}; got {values!r}.')
+        metric = build(Metric, values, where=where)
+        if metric.goal not in GOALS:
+            raise StudyError(
+                f"{where} goal: must be one of {', '.join(GOALS)}; got {metric.goal!r}."
+            )
+        metrics[name] = metric
+    return metrics
+
+
+def _claims(
+    raw: Mapping[str, Any],
+    arms: Mapping[str, Arm],
+    grid: Mapping[str, tuple[Any, ...]],
+    metrics: Mapping[str, Metric],
+    file: str,
+) -> dict[str, Claim]:
     claims: dict[str, Claim] = {}
     for name, values in raw.items():
         where = f"{file} [claims.{name}]"
@@ -363,19 +309,35 @@ def _claims(raw: Any, file: str) -> dict[str, Claim]:
             raise StudyError(f"{where}: must be a table; got {values!r}.")
         if "name" in values:
             raise StudyError(f"{where}: a claim's name is its table's; remove 'name'.")
-        claims[name] = build(Claim, {**values, "name": name}, where=where)
+        claim = build(Claim, {**values, "name": name}, where=where)
+        try:
+            # Without an engine or [metrics], what will be measured is not known yet.
+            check(claim.criterion, arms=list(arms), grid=grid, metrics=frozenset(metrics) or None)
+        except CriterionError as error:
+            raise StudyError(f"{where}: {error}") from error
+        claims[name] = claim
     return claims
 
 
-def _reported(raw: Any, arms: Mapping[str, Arm], file: str) -> tuple[Reported, ...]:
+def _reported(
+    raw: list[Any], arms: Mapping[str, Arm], grid: Mapping[str, Any], file: str
+) -> tuple[Reported, ...]:
     entries = []
     for number, values in enumerate(raw, start=1):
-        entry = build(Reported, values, where=f"{file} [[reported]] number {number}")
+        where = f"{file} [[reported]] number {number}"
+        if not isinstance(values, Mapping):
+            raise StudyError(f"{where}: must be a table; got {values!r}.")
+        entry = build(Reported, values, where=where)
         if entry.arm not in arms:
             raise StudyError(
-                f"{file} [[reported]] number {number}: arm '{entry.arm}' is not in the study. "
-                f"Arms: {', '.join(arms)}."
+                f"{where}: arm '{entry.arm}' is not in the study. Arms: {', '.join(arms)}."
             )
+        for key in flatten(entry.at):
+            if key not in grid:
+                raise StudyError(
+                    f"{where} at: '{key}' is not in [grid]. "
+                    f"Grid: {', '.join(grid) or 'the study has none'}."
+                )
         entries.append(entry)
     return tuple(entries)
 
@@ -415,13 +377,12 @@ def _seeds(
     return seeds
 
 
-def _check_budget(study: Study, file: str) -> None:
-    task = study.task
-    if task is None:
-        return
-    for name in study.table.budget:
-        if name not in task.budget:
+def _check_budget(table: StudyTable, task: Task | None, file: str) -> None:
+    for name, value in table.budget.items():
+        if task is not None and name not in task.budget:
             raise StudyError(
                 f"{file} [study] budget: '{name}' is not a budget of task '{task.name}'. "
                 f"Its budgets: {', '.join(task.budget) or 'none'}."
             )
+        if value <= 0:
+            raise StudyError(f"{file} [study] budget {name}: must be above 0; got {value}.")

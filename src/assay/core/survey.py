@@ -78,13 +78,13 @@ def survey(
     """
     done: list[tuple[PlannedRun, RunState]] = []
     pending: list[Pending] = []
-    broken: list[str] = []
+    read = _Reader(runs_dir)
     for run in planned:
-        states, problems = _existing(runs_dir, run)
-        broken += problems
+        states = read.of(run)
+        # Two of one generation can meet when run directories are merged: a done one counts.
         latest = max(
             (s for s in states if s.record.id not in invalid),
-            key=lambda s: s.record.generation,
+            key=lambda s: (s.record.generation, s.status == "completed"),
             default=None,
         )
         if latest is not None and latest.status != "completed" and latest.record.phase == phase:
@@ -94,7 +94,7 @@ def survey(
         else:
             generation = 1 + max((s.record.generation for s in states), default=0)
             pending.append(Pending(planned=run, generation=generation))
-    return Survey(done=tuple(done), pending=tuple(pending), broken=tuple(broken))
+    return Survey(done=tuple(done), pending=tuple(pending), broken=tuple(read.problems))
 
 
 def _serves(state: RunState, phase: str) -> bool:
@@ -112,15 +112,25 @@ def _continued(run: PlannedRun, state: RunState) -> Pending:
     )
 
 
-def _existing(runs_dir: Path, run: PlannedRun) -> tuple[list[RunState], list[str]]:
-    """Readable directories of a planned run, and a sentence for each that is not readable."""
-    states, problems = [], []
-    for folder in sorted(run_folder(runs_dir, run.study, run.arm, run.cell_label).glob("*-*")):
-        try:
-            state = read_run(folder)
-        except StoreError as error:
-            problems.append(str(error))
-            continue
-        if state.record.identity == run.identity:
-            states.append(state)
-    return states, problems
+class _Reader:
+    """Run directories, each read once: the seeds of a cell lie in one folder."""
+
+    def __init__(self, runs_dir: Path) -> None:
+        self.problems: list[str] = []
+        self._runs_dir = runs_dir
+        self._read: dict[Path, dict[str, list[RunState]]] = {}
+
+    def of(self, run: PlannedRun) -> list[RunState]:
+        """The directories of a planned run."""
+        cell = run_folder(self._runs_dir, run.study, run.arm, run.cell_label)
+        if cell not in self._read:
+            found: dict[str, list[RunState]] = {}
+            for folder in sorted(cell.glob("*-*")):
+                try:
+                    state = read_run(folder)
+                except StoreError as error:
+                    self.problems.append(str(error))
+                else:
+                    found.setdefault(state.record.identity, []).append(state)
+            self._read[cell] = found
+        return self._read[cell].get(run.identity, [])

@@ -8,9 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from assay.core.evidence import Selection, StudyEvidence
+from assay.core.files import explicit
 from assay.core.plan import cell_label, cells
-from assay.core.statistics import Interval, mean_interval, paired_difference, welch_difference
+from assay.core.statistics import (
+    HUGE,
+    Interval,
+    mean_interval,
+    paired_difference,
+    welch_difference,
+)
 from assay.core.study import Study
 
 CONFIDENCE = 0.95
@@ -35,15 +44,17 @@ class Cell:
     """One metric of one arm in one cell of the grid.
 
     Attributes:
-        seeds: Seed label → final value, for runs that ended well.
-        run_ids: Seed label → run id.
-        failed: Number of runs that failed or have no such value; never dropped from sight.
+        seeds: Seed label → final value, for completed runs that have one.
+        run_ids: Seed label → run id, also of runs without a value.
+        failed: Number of runs that failed; never dropped from sight.
+        no_value: Number of completed runs that have no such value.
         missing: Number of planned runs that have not ended.
         mean: Of the finite values; None without any.
         std: Sample standard deviation (n - 1); None for n < 2.
         low: Lower limit of the 95 % t interval of the mean; None for n < 2.
         high: Upper limit.
-        non_finite: How many values are NaN or infinite (left out of mean and std, and shown).
+        non_finite: How many values are NaN, infinite or above 1e100 (left out of mean and std,
+            and shown).
         delta: Against the baseline arm; None for the baseline itself.
     """
 
@@ -53,6 +64,7 @@ class Cell:
     seeds: dict[str, float]
     run_ids: dict[str, str]
     failed: int
+    no_value: int
     missing: int
     mean: float | None
     std: float | None
@@ -69,7 +81,15 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """All cells of a study for some metrics, in the order arm, cell, metric."""
+    """All cells of a study for some metrics, in the order arm, cell, metric.
+
+    Attributes:
+        study: Id.
+        baseline: The arm that deltas are taken to.
+        metrics: Names.
+        rows: The cells.
+        notes: What a reader must know about runs that are not, or not fully, in it.
+    """
 
     study: str
     baseline: str
@@ -84,7 +104,7 @@ def build_table(study: Study, selection: Selection, metrics: Sequence[str]) -> T
     Args:
         study: The study.
         selection: Its runs.
-        metrics: Names; they must be known (`known_metrics`).
+        metrics: Names; one that no run has gives cells without values.
     """
     evidence = StudyEvidence(study, selection)
     rows = []
@@ -139,8 +159,10 @@ def selection_notes(selection: Selection) -> list[str]:
             f"{unfinished} of {len(selection.planned)} planned runs have not ended"
             + (f" ({len(running)} started)." if running else ".")
         )
-    for run, event in selection.invalid:
-        notes.append(f"{run.path}: invalidated {event.at[:10]}: {event.body['because']}")
+    notes += [
+        f"{run.path}: invalidated {event.at[:10]}: {event.body['because']}"
+        for run, event in selection.invalid
+    ]
     if selection.superseded:
         notes.append(f"{len(selection.superseded)} earlier run(s) were run again; not counted.")
     if selection.stale:
@@ -164,16 +186,19 @@ def _row(
     finite = _finite(found)
     sample = list(finite.values())
     low, high = _limits(mean_interval(sample, CONFIDENCE)) if sample else (None, None)
+    runs = {s: evidence.selection.counting[(arm, label, s)] for s in found}
+    failed = sum(run.status == "failed" for run in runs.values())
     return Cell(
         arm=arm,
         cell=cell,
         metric=metric,
         seeds=seeds,
-        run_ids={s: evidence.selection.counting[(arm, label, s)].id for s in seeds},
-        failed=len(found) - len(seeds),
+        run_ids={seed: run.id for seed, run in runs.items()},
+        failed=failed,
+        no_value=len(found) - len(seeds) - failed,
         missing=len(evidence.seeds) - len(found),
         mean=basic.fmean(sample) if sample else None,
-        std=basic.stdev(sample) if len(sample) > 1 else None,
+        std=float(np.std(sample, ddof=1)) if len(set(sample)) > 1 else _spread(sample),
         low=low,
         high=high,
         non_finite=len(seeds) - len(finite),
@@ -181,8 +206,14 @@ def _row(
     )
 
 
+def _spread(sample: Sequence[float]) -> float | None:
+    """Of equal values exactly 0; of one value unknown."""
+    return 0.0 if len(sample) > 1 else None
+
+
 def _finite(values: Mapping[str, float | None]) -> dict[str, float]:
-    return {s: v for s, v in values.items() if v is not None and math.isfinite(v)}
+    # Half of what the statistics take, so that differences fit as well. False for NaN.
+    return {s: v for s, v in values.items() if v is not None and abs(v) <= HUGE / 2}
 
 
 def _limits(interval: Interval) -> tuple[float | None, float | None]:
@@ -205,18 +236,21 @@ def _delta(values: Mapping[str, float], baseline: Mapping[str, float]) -> Delta 
 
 
 def to_json(table: Table) -> dict[str, Any]:
-    """Plain data, every seed with its run id."""
-    return asdict(table) | {"confidence": CONFIDENCE}
+    """Plain data, every seed with its run id; NaN and infinities as "nan", "inf", "-inf"."""
+    rows = [asdict(row) | {"n": row.n} for row in table.rows]
+    plain: dict[str, Any] = explicit(asdict(table) | {"rows": rows, "confidence": CONFIDENCE})
+    return plain
 
 
 def to_csv(table: Table) -> str:
-    """One line a seed: the tidy form that other tools read."""
+    """One line a seed: the tidy form that other tools read. Without a value: failed or none."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     keys = list(table.rows[0].cell) if table.rows else []
     writer.writerow(["study", "arm", *keys, "metric", "seed", "value", "run"])
     for row in table.rows:
-        for seed, value in row.seeds.items():
-            place = [table.study, row.arm, *(row.cell[k] for k in keys)]
-            writer.writerow([*place, row.metric, seed, repr(value), row.run_ids[seed]])
+        place = [table.study, row.arm, *(row.cell[k] for k in keys), row.metric]
+        for seed, run_id in row.run_ids.items():
+            value = repr(row.seeds[seed]) if seed in row.seeds else ""
+            writer.writerow([*place, seed, value, run_id])
     return buffer.getvalue()

@@ -1,16 +1,18 @@
 """From a study and its runs to verdicts: contract first, then claims."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from assay.core.claims import Judgement, judge
 from assay.core.contract import Contract, Realised, check
 from assay.core.criterion import parse
 from assay.core.evidence import Selection, by_phase, select
+from assay.core.freeze import unlocked
 from assay.core.grammar import Measure
 from assay.core.index import Index
 from assay.core.ledger import Event
-from assay.core.study import Claim, Study
+from assay.core.study import PHASES, Claim, Study
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +22,7 @@ class StudyVerdict:
     Attributes:
         study: The study.
         selection: The runs that count.
-        contract: What the arms differ in.
+        contract: What the arms differ in, over runs of all phases.
         judgements: One a claim, in the order of the file.
     """
 
@@ -52,31 +54,59 @@ class StudyVerdict:
 def judge_study(study: Study, index: Index, events: Sequence[Event]) -> StudyVerdict:
     """Check the contract and judge every claim of a study.
 
+    A claim is blocked by what is wrong between the runs of its own phase: pilot runs of older
+    code do not confound a frozen claim.
+
     Raises:
         CriterionError: A criterion that does not fit the study.
     """
-    selection = select(study, index, events)
-    contract = check_contract(study, selection, index)
-    blocked = {c.name: _blocking(c, study, contract) for c in study.claims.values()}
+    with index.snapshot():
+        selection = select(study, index, events)
+        facts = index.study_facts(study.id)
+    contract = check_contract(study, selection, facts)
+    contracts = {
+        phase: check_contract(study, selection, facts, phase)
+        for phase in {claim.phase for claim in study.claims.values()}
+    }
+    blocked = {
+        claim.name: [
+            *_blocking(claim, study, contracts[claim.phase]),
+            *unlocked(claim, study, selection, events),
+        ]
+        for claim in study.claims.values()
+    }
     judgements = judge(list(study.claims.values()), by_phase(study, selection), blocked=blocked)
     return StudyVerdict(
         study=study, selection=selection, contract=contract, judgements=tuple(judgements)
     )
 
 
-def check_contract(study: Study, selection: Selection, index: Index) -> Contract:
-    """Compare what ran in the arms, from the realised provenance of completed runs."""
+def check_contract(
+    study: Study,
+    selection: Selection,
+    facts: Mapping[str, Mapping[str, Any]],
+    phase: str = PHASES[0],
+) -> Contract:
+    """Compare what ran in the arms.
+
+    Args:
+        study: The study.
+        selection: Its runs, of which the completed ones are compared.
+        facts: Run id → realised provenance (`Index.study_facts`).
+        phase: The lowest phase of the runs to compare.
+    """
+    lowest = PHASES.index(phase)
     realised = [
         Realised(
             run_id=run.id,
-            arm=run.arm,
-            cell=run.cell_label,
-            seed=run.seed_label,
-            facts=index.facts(run.id),
+            arm=arm,
+            cell=cell,
+            seed=seed,
+            facts=facts.get(run.id, {}),
             results_sha256=run.results_sha256,
         )
-        for run in selection.counting.values()
-        if run.status == "completed"
+        for (arm, cell, seed), run in selection.counting.items()
+        if run.status == "completed" and PHASES.index(run.phase) >= lowest
     ]
     return check(
         realised,

@@ -36,45 +36,59 @@ from assay.core.vcs import diff_patch
 
 @dataclass(slots=True)
 class Stop:
-    """Whether the user asked to stop, and whether the engine has noticed."""
+    """How often the user asked to stop, by which signal, and whether the engine has noticed."""
 
-    asked: bool = False
+    asked: int = 0
+    number: int = signal.SIGTERM
     seen: bool = False
 
     def __call__(self) -> bool:
         """For `RunContext.should_stop`."""
-        self.seen = self.seen or self.asked
-        return self.asked
+        self.seen = self.seen or self.asked > 0
+        return self.asked > 0
 
     def ask(self, number: int, frame: FrameType | None) -> None:
         """Signal handler."""
-        self.asked = True
+        self.asked += 1
+        self.number = number
 
 
 def main() -> None:
-    """Entry point of `python -m assay.core.worker PIPE`."""
-    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
+    """Entry point of `python -m assay.core.worker PIPE LOCK…`."""
     stop = Stop()
     signal.signal(signal.SIGTERM, stop.ask)
-    pipe = int(sys.argv[1])
+    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
+    pipe, *locks = map(int, sys.argv[1:])
 
     def send(line: bytes) -> None:
         # Without a reader the runner is gone; its locks are ours now, and the work goes on.
         with contextlib.suppress(BrokenPipeError):
             os.write(pipe, line)
 
-    compute(job, Settings.from_environment(start=Path(job.root)), send, stop)
+    compute(job, Settings.from_environment(start=Path(job.root)), send, stop, locks)
 
 
 def compute(
-    job: Job, settings: Settings, send: Callable[[bytes], None] | None, stop: Stop
+    job: Job,
+    settings: Settings,
+    send: Callable[[bytes], None] | None,
+    stop: Stop,
+    locks: Sequence[int] = (),
 ) -> list[str]:
     """Compute a cohort and record how each run ended; returns their statuses.
 
-    A mistake of the engine or program fails the runs with its traceback; it is not raised.
+    What goes wrong in the engine, in the program or before they start fails the runs: a mistake
+    of ours or of the engine with its traceback, a user's with its paragraph. It is not raised.
+
+    Args:
+        job: What to compute.
+        settings: Where things are, and the environment that programs get.
+        send: Takes progress lines.
+        stop: The user's wish to stop.
+        locks: Open lock files of the runs, for the program to keep open.
 
     Raises:
-        AssayError: Provenance cannot be established; the runs are recorded as failed.
+        StoreError: A run directory cannot be read or written.
     """
     began = time.monotonic()
     records = [read_record(Path(run.folder)) for run in job.runs]
@@ -94,12 +108,18 @@ def compute(
     error: str | None
     try:
         if records[0].cmd is not None:
-            error = _program(job, records[0], writers[0], settings, stop)
+            error = _program(job, records[0], writers[0], settings, stop, locks)
+            # A program that was asked to stop ends as it likes; it may not have come to its end.
+            error = None if stop.seen else error
         else:
             error = _engine(job, records, writers, settings)
-    except Exception:
-        error = traceback.format_exc()
-        sys.stderr.write(error)
+    except Exception as mistake:
+        # Around a program, an error of the lab's own says all; in an engine, the place matters.
+        plain = records[0].cmd is not None and isinstance(mistake, AssayError)
+        error = str(mistake) if plain else traceback.format_exc()
+        # The output lies on the same disk as the run, which may be full.
+        with contextlib.suppress(OSError):
+            sys.stderr.write("" if plain else error)
     # A task that saw the wish to stop has returned early; one that did not is complete.
     status = "failed" if error else "interrupted" if stop.seen else "completed"
     share_s = (time.monotonic() - began) / len(writers)
@@ -121,7 +141,7 @@ def _engine(
         records[0].engine, records[0].task, root=Path(job.root), where=records[0].study
     )
     configs = [build(task.config, r.config, where=f"run {r.id}") for r in records]
-    shared = _capture(job, settings, list(sys.orig_argv[:3]), engine)
+    shared = _capture(job, settings, list(sys.orig_argv[:4]), engine)
     shared["engine"] = {"name": engine.name, "task": task.name, **task.environment()}
     for record, writer, config in zip(records, writers, configs, strict=True):
         data = task.fingerprint(config, record.seeds)
@@ -131,13 +151,19 @@ def _engine(
 
 
 def _program(
-    job: Job, record: RunRecord, writer: RunWriter, settings: Settings, stop: Stop
+    job: Job,
+    record: RunRecord,
+    writer: RunWriter,
+    settings: Settings,
+    stop: Stop,
+    locks: Sequence[int],
 ) -> str | None:
     assert record.cmd is not None
     out = None
     if job.out_dir is not None:
         out = writer.folder / job.out_dir
         out.mkdir(exist_ok=True)
+    # The command keeps its {out} here: the folder is another one in every run, and means nothing.
     _record_provenance(writer, _capture(job, settings, record.cmd, None), settings)
     return run_program(
         record.cmd,
@@ -147,6 +173,7 @@ def _program(
         settings.environment,
         stop,
         echo=job.out_dir is None,
+        keep_open=locks,
     )
 
 

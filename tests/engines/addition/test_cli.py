@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from assay.cli.addition import app
+from assay.cli.addition import PlainContext, app
 from assay.core.errors import AssayError, CheckpointError, ConfigError, DataError
 
 from .helpers import SMALL
@@ -49,6 +49,30 @@ def test_predict_says_whether_it_is_right(trained, capsys):
     result = json.loads(capsys.readouterr().out)
     assert result["ground_truth"] == 42
     assert result["correct"] == (result["prediction"] == 42)
+
+
+def test_the_same_command_goes_on_after_ctrl_c(trained, tmp_path, monkeypatch):
+    """Rows and weights equal those of the uninterrupted run, byte for byte."""
+    command = ["train", tmp_path, "--seed", 3, 5, "--set", *SETTINGS, "--threads", 1, "--quiet"]
+    asked = []
+
+    def stop_at_the_third_time(context):
+        asked.append(context)
+        context.stop = len(asked) > 4  # two runs are asked each time
+        return context.stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PlainContext, "should_stop", stop_at_the_third_time)
+        with pytest.raises(SystemExit) as caught:
+            call(*command)
+    assert caught.value.code == 130
+    assert not (tmp_path / "seed-3" / "best.safetensors").exists()
+    with (tmp_path / "seed-3" / "metrics.csv").open("a") as file:
+        file.write("50,logged,after,the,checkpoint,of,40\n50,torn")
+    call(*command)
+    for name in ("metrics.csv", "best.safetensors", "last.safetensors", "summary.json"):
+        for seed in ("seed-3", "seed-5"):
+            assert (tmp_path / seed / name).read_bytes() == (trained / seed / name).read_bytes()
 
 
 @pytest.mark.parametrize("bad", ["-1", "10000000000", "1.5", "x", "", "٣", "1e3"])

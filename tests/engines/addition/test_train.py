@@ -6,8 +6,10 @@ import torch
 
 from assay.core.errors import CheckpointError, ConfigError
 from assay.engines.addition.checkpoint import parse
+from assay.engines.addition.config import STACKABLE
+from assay.engines.addition.data import holdout
 from assay.engines.addition.engine import ENGINE, METRICS
-from assay.engines.addition.train import STACKABLE, train
+from assay.engines.addition.train import Pace, Run, Stack, train
 
 from .helpers import PUBLIC_456, MemoryContext, small
 
@@ -133,6 +135,25 @@ def test_everything_logged_is_declared():
     plain = json.loads(context.files["summary.json"])
     assert plain["multi_seed_validation"]["total_examples"] == 100
     assert context.final["model/parameters"] == 763
+
+
+def test_no_held_out_pair_can_be_trained_on():
+    """The run's validation and test pairs, and every test set, are excluded from its stream."""
+    config = small()
+    run_ = Run(config, MemoryContext(3), Stack(config, [3]), 0)
+    parts = [holdout(3, 70, 50).val, *(holdout(s, 70, 50).test for s in (3, *config.test_seeds))]
+    for part in parts:
+        excluded = run_.sampler._excluded.hits(part.a.double(), part.b.double())
+        assert excluded == list(range(len(part)))
+
+
+def test_progress_shows_loss_speed_and_exact_match(monkeypatch):
+    """What the live display needs, from the first evaluation on."""
+    monkeypatch.setattr(Pace, "INTERVAL_S", 0.0)
+    (context,) = run(small(), MemoryContext(3))
+    assert set(context.shown[0]) == {"loss", "model-steps/s"}
+    assert set(context.shown[2]) == {"loss", "model-steps/s", "exact match"}
+    assert context.final["speed/model_steps_per_s"] > 0
 
 
 def test_the_best_weights_are_kept_not_the_last():

@@ -40,11 +40,14 @@ class LocalWorker:
         """
         self.job = job
         reading, writing = os.pipe()
-        env = {**environment, **dict.fromkeys(THREAD_VARIABLES, str(job.threads))}
+        # What the study declares wins over what the job would set.
+        env = {**dict.fromkeys(THREAD_VARIABLES, str(job.threads)), **environment}
+        # -P: a file of the project must not stand in for a module of the lab or of Python.
+        program = [sys.executable, "-P", "-m", "assay.core.worker"]
         try:
             with stdout.open("ab") as output:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-m", "assay.core.worker", str(writing)],
+                    [*program, *map(str, (writing, *locks))],
                     stdin=subprocess.PIPE,
                     stdout=output,
                     stderr=subprocess.STDOUT,
@@ -62,21 +65,29 @@ class LocalWorker:
         finally:
             os.close(writing)
         assert self.process.stdin is not None
-        self.process.stdin.write(msgspec.json.encode(job))
-        self.process.stdin.close()
+        # A worker that is dead already is found by its exit code.
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(msgspec.json.encode(job))
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         os.set_blocking(reading, False)
         self.pipe = reading
         self._partial = b""
 
     def messages(self) -> list[Message]:
-        """What arrived since the last call; never waits."""
+        """What arrived since the last call; never waits. What cannot be read is left out."""
         try:
             while chunk := os.read(self.pipe, 65536):
                 self._partial += chunk
         except BlockingIOError:
             pass
         *lines, self._partial = self._partial.split(b"\n")
-        return [msgspec.json.decode(line, type=Message) for line in lines]
+        found = []
+        for line in lines:
+            # Progress is for the eye: an engine that reports nonsense must not end the others.
+            with contextlib.suppress(msgspec.DecodeError):
+                found.append(msgspec.json.decode(line, type=Message))
+        return found
 
     def stop(self) -> None:
         """Ask for a checkpoint and an end."""
@@ -88,9 +99,9 @@ class LocalWorker:
 
     def close(self) -> int:
         """Wait for the end; returns the exit code (negative: killed by that signal)."""
-        code = self.process.wait()
+        # The pipe first: a worker that waits for a reader would wait for ever.
         os.close(self.pipe)
-        return code
+        return self.process.wait()
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -30,6 +30,9 @@ TieQKV = Literal[
     "shareB_tieKV",
 ]
 
+STACKABLE = frozenset({"lr", "weight_decay", "warmup_steps", "min_lr_ratio", "grad_clip"})
+"""Settings that each run of a cohort may have for itself."""
+
 PUBLIC_TEST_SEEDS = (41, 100, 200, 300, 400, 500, 999, 1234, 7777, 31415)
 """Holdout seeds whose test parts make the 100,000 examples of the public evaluation."""
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from assay.core.engine import Engine, Metric, RunContext, Task
-from assay.engines.addition.config import PUBLIC_TEST_SEEDS, AdditionConfig
+from assay.engines.addition.config import PUBLIC_TEST_SEEDS, STACKABLE, AdditionConfig
 
 
 def _rate(says: str) -> Metric:
@@ -92,10 +92,8 @@ ENGINE = Engine(
             seeds=("init", "data"),
             metrics=METRICS,
             run=_train,
-            stackable=frozenset(
-                {"lr", "weight_decay", "warmup_steps", "min_lr_ratio", "grad_clip"}
-            ),
-            budget=("steps", "batch_size"),
+            stackable=STACKABLE,
+            budget=("steps",),
             fingerprint=_fingerprint,
             environment=_environment,
         )

@@ -130,6 +130,33 @@ class Kernel:
         self.logit_VR, self.logp_VR = empty(VOCABULARY, rows), empty(VOCABULARY, rows)
         self._dtype = dtype
         self._backward_ready = False
+        self._views()
+
+    def _views(self) -> None:
+        """Views of the buffers, made once: a view costs as much as a small operation."""
+        width = self.width
+        row = width + 1
+        self.kv_rows, self.q_rows = self.kv_BT.view(-1, 2 * width + 1), self.q_BQ.view(-1, row)
+        self.key_BT, self.query_BQ = self.kv_BT[:, :, :width], self.q_BQ[:, :, :width]
+        self.key1_transposed = self.kv_BT[:, :, :row].transpose(1, 2)
+        self.value1_BT = self.kv_BT[:, :, width:]
+        self.value1_transposed = self.value1_BT.transpose(1, 2)
+        self.p_transposed = self.p_BQT.transpose(1, 2)
+        self.mix_R = self.mix_BQ.view(self.rows, row)
+        self.mix_transposed, self.mix_values = self.mix_R.t(), self.mix_R[:, 1:]
+        self.d_value_BQ = self.mix_BQ[:, :, 1:]
+        self.sum_1R, self.out_DR = self.out_D1R[:1], self.out_D1R[1:]
+        self.out_transposed = self.out_D1R.t()
+        self.x_queries = self.x_DC[:, 10 * FIRST_ROW :]
+        self.x_transposed, self.n1_transposed = self.x_DC.t(), self.n1_DC.t()
+        self.pick_transposed = self.pick_CE.t()
+        self.query_ND, self.bound_N = self.query_ND1[:, :width], self.query_ND1[:, width]
+        self.key_C, self.value_C = self.kv_C[:, :width], self.kv_C[:, width + 1 :]
+        self.key_C_transposed = self.key_C.t()
+        self.qkv_query = self.qkv_C[10 * FIRST_ROW :, :width]
+        self.qkv_key = self.qkv_C[:, width : 2 * width]
+        self.qkv_value = self.qkv_C[:, 2 * width :]
+        self.hf_transposed, self.g_transposed = self.hf_DR.t(), self.g_FR.t()
 
     def forward(self, p: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Log-probabilities [V, R] of the supervised rows; a buffer, valid until the next call."""
@@ -152,43 +179,39 @@ class Kernel:
         return self.logp_VR.gather(0, batch.target_1R).mean().neg()
 
     def _tables(self, p: Mapping[str, Tensor]) -> None:
-        width, w = self.width, self.w
-        torch.mm(w.table.t(), self.pick_CE.t(), out=self.x_DC)
+        w = self.w
+        torch.mm(w.table.t(), self.pick_transposed, out=self.x_DC)
         self.norm1.forward(self.x_DC, *_affine(p, "blocks.0.ln1"), out=self.n1_DC)
-        torch.mm(self.n1_DC.t(), w.qkv, out=self.qkv_C)
-        query = self.query_ND1[:, :width]
-        torch.mul(self.qkv_C[10 * FIRST_ROW :, :width], self.scale, out=query)
-        self.kv_C[:, :width] = self.qkv_C[:, width : 2 * width]
-        self.kv_C[:, width + 1 :] = self.qkv_C[:, 2 * width :]
-        torch.mm(query, self.kv_C[:, :width].t(), out=self.bound_NC)
-        torch.neg(self.bound_NC.amax(1), out=self.query_ND1[:, width])
+        torch.mm(self.n1_transposed, w.qkv, out=self.qkv_C)
+        torch.mul(self.qkv_query, self.scale, out=self.query_ND)
+        self.key_C.copy_(self.qkv_key)
+        self.value_C.copy_(self.qkv_value)
+        torch.mm(self.query_ND, self.key_C_transposed, out=self.bound_NC)
+        torch.neg(self.bound_NC.amax(1), out=self.bound_N)
 
     def _attend(self, batch: Batch) -> None:
-        width, w = self.width, self.w
-        kv, weight = self.kv_BT, self.p_BQT
-        torch.index_select(self.kv_C, 0, batch.cell_BT, out=kv.view(-1, 2 * width + 1))
-        torch.index_select(self.query_ND1, 0, batch.query_R, out=self.q_BQ.view(-1, width + 1))
-        torch.bmm(self.q_BQ, kv[:, :, : width + 1].transpose(1, 2), out=weight)
+        w, weight = self.w, self.p_BQT
+        torch.index_select(self.kv_C, 0, batch.cell_BT, out=self.kv_rows)
+        torch.index_select(self.query_ND1, 0, batch.query_R, out=self.q_rows)
+        torch.bmm(self.q_BQ, self.key1_transposed, out=weight)
         weight.exp_().mul_(self.mask_QT)
-        torch.bmm(weight, kv[:, :, width:], out=self.mix_BQ)
-        mix = self.mix_BQ.view(self.rows, width + 1)
-        torch.mm(w.out1.t(), mix.t(), out=self.out_D1R)
-        if bool(self.out_D1R[0].amin() < SMALLEST_SUM):
+        torch.bmm(weight, self.value1_BT, out=self.mix_BQ)
+        torch.mm(w.out1.t(), self.mix_transposed, out=self.out_D1R)
+        if float(self.sum_1R.amin()) < SMALLEST_SUM:
             self._attend_exactly()
-            torch.mm(w.out1.t(), mix.t(), out=self.out_D1R)
+            torch.mm(w.out1.t(), self.mix_transposed, out=self.out_D1R)
 
     def _attend_exactly(self) -> None:
         """Weights again, each row with its own maximum over the positions it may see."""
-        width, kv = self.width, self.kv_BT
-        score = torch.bmm(self.q_BQ[:, :, :width], kv[:, :, :width].transpose(1, 2))
+        score = torch.bmm(self.query_BQ, self.key_BT.transpose(1, 2))
         score.masked_fill_(self.mask_QT == 0, float("-inf"))
         torch.exp(score - score.amax(2, keepdim=True), out=self.p_BQT)
-        torch.bmm(self.p_BQT, kv[:, :, width:], out=self.mix_BQ)
+        torch.bmm(self.p_BQT, self.value1_BT, out=self.mix_BQ)
 
     def _mix(self, batch: Batch) -> None:
-        torch.reciprocal(self.out_D1R[:1], out=self.inverse_1R)
-        torch.mul(self.out_D1R[1:], self.inverse_1R, out=self.attn_DR)
-        torch.index_select(self.x_DC[:, 10 * FIRST_ROW :], 1, batch.query_R, out=self.y_DR)
+        torch.reciprocal(self.sum_1R, out=self.inverse_1R)
+        torch.mul(self.out_DR, self.inverse_1R, out=self.attn_DR)
+        torch.index_select(self.x_queries, 1, batch.query_R, out=self.y_DR)
 
     def backward(self, p: Mapping[str, Tensor], g: Mapping[str, Tensor], batch: Batch) -> None:
         """Write the gradient of the *summed* cross-entropy of the last `forward` into `g`.
@@ -201,14 +224,14 @@ class Kernel:
         d_logit = torch.exp(self.logp_VR, out=self.logit_VR)
         d_logit.scatter_add_(0, batch.target_1R, self.minus_1R)
         token = p["token_emb.weight"]
-        torch.mm(d_logit, self.hf_DR.t(), out=g["token_emb.weight"])
+        torch.mm(d_logit, self.hf_transposed, out=g["token_emb.weight"])
         torch.mm(token.t(), d_logit, out=self.hf_DR)
         d_z = self._norm_backward(self.norm_f, "ln_f", p, g, self.hf_DR, self.z_DR)
         # The narrow matrix first: [D, R] x [R, F] takes half the time of its transpose.
-        add_gradient(p, g, w.fc2, torch.mm(d_z, self.g_FR.t()).t())
+        add_gradient(p, g, w.fc2, torch.mm(d_z, self.g_transposed).t())
         d_g = torch.mm(w.w2, d_z, out=self.g_FR)
         d_u = torch.ops.aten.gelu_backward.grad_input(d_g, self.u_FR, grad_input=self.du_FR)
-        add_gradient(p, g, w.fc1, torch.mm(self.h_DR, d_u.t()))
+        add_gradient(p, g, w.fc1, torch.mm(self.h_DR, self.du_transposed))
         torch.mm(w.w1, d_u, out=self.h_DR)
         d_y = self._norm_backward(self.norm2, "blocks.0.ln2", p, g, self.h_DR, self.y_DR)
         d_y.add_(d_z)
@@ -232,21 +255,18 @@ class Kernel:
         self, p: Mapping[str, Tensor], g: Mapping[str, Tensor], d_y: Tensor
     ) -> None:
         """From the output of attention to keys, values and queries of every example."""
-        width, w = self.width, self.w
-        mix = self.mix_BQ.view(self.rows, width + 1)
-        d_out = self.out_D1R
-        torch.mul(d_y, self.inverse_1R, out=d_out[1:])
-        torch.mul(d_out[1:], self.attn_DR, out=self.attn_DR)
-        torch.sum(self.attn_DR, 0, keepdim=True, out=d_out[:1])
-        d_out[:1].neg_()
-        add_gradient(p, g, w.out, torch.mm(d_out[1:], mix[:, 1:]).t())
-        d_mix = torch.mm(d_out.t(), w.out1.t(), out=mix).view(self.num, NUM_ROWS, width + 1)
-        kv = self.kv_BT
-        torch.bmm(self.p_BQT.transpose(1, 2), d_mix[:, :, 1:], out=self.dv_BT)
-        d_score = torch.bmm(d_mix, kv[:, :, width:].transpose(1, 2), out=self.ds_BQT)
+        w = self.w
+        torch.mul(d_y, self.inverse_1R, out=self.out_DR)
+        torch.mul(self.out_DR, self.attn_DR, out=self.attn_DR)
+        torch.sum(self.attn_DR, 0, keepdim=True, out=self.sum_1R)
+        self.sum_1R.neg_()
+        add_gradient(p, g, w.out, torch.mm(self.out_DR, self.mix_values).t())
+        torch.mm(self.out_transposed, w.out1.t(), out=self.mix_R)  # now gradients
+        torch.bmm(self.p_transposed, self.d_value_BQ, out=self.dv_BT)
+        d_score = torch.bmm(self.mix_BQ, self.value1_transposed, out=self.ds_BQT)
         d_score.mul_(self.p_BQT)
-        torch.bmm(d_score, kv[:, :, :width], out=self.dq_BQ)
-        torch.bmm(d_score.transpose(1, 2), self.q_BQ[:, :, :width], out=self.dk_BT)
+        torch.bmm(d_score, self.key_BT, out=self.dq_BQ)
+        torch.bmm(self.ds_transposed, self.query_BQ, out=self.dk_BT)
 
     def _tables_backward(
         self, p: Mapping[str, Tensor], g: Mapping[str, Tensor], d_y: Tensor, batch: Batch
@@ -255,23 +275,21 @@ class Kernel:
         width, w, hot = self.width, self.w, batch.hot_T10B
         d_qkv = self.qkv_C.view(SEQUENCE, 10, 3 * width)
         d_qkv[:FIRST_ROW, :, :width] = 0.0
-        d_qkv[:, :, width : 2 * width] = torch.bmm(hot, self.dk_BT.transpose(0, 1))
-        d_qkv[:, :, 2 * width :] = torch.bmm(hot, self.dv_BT.transpose(0, 1))
-        d_query = torch.bmm(hot[FIRST_ROW:], self.dq_BQ.transpose(0, 1))
+        d_qkv[:, :, width : 2 * width] = torch.bmm(hot, self.dk_by_position)
+        d_qkv[:, :, 2 * width :] = torch.bmm(hot, self.dv_by_position)
+        d_query = torch.bmm(hot[FIRST_ROW:], self.dq_by_position)
         torch.mul(d_query, self.scale, out=d_qkv[FIRST_ROW:, :, :width])
         d_w = torch.mm(self.n1_DC, self.qkv_C)
         step = 3 * width // len(self.layout.qkv)
         for i, part in enumerate(self.layout.qkv):
             add_gradient(p, g, part, d_w[:, i * step : (i + 1) * step])
         torch.mm(w.qkv, self.qkv_C.t(), out=self.n1_DC)
-        d_x = self._norm_backward(self.norm1, "blocks.0.ln1", p, g, self.n1_DC, self.x_DC)
+        self._norm_backward(self.norm1, "blocks.0.ln1", p, g, self.n1_DC, self.x_DC)
         # A product with the identity transposes in less than half the time of a copy.
-        d_row = torch.mm(d_y.t(), self.eye, out=self.dq_BQ.view(self.rows, width))
-        d_residual = torch.bmm(
-            hot[FIRST_ROW:], d_row.view(self.num, NUM_ROWS, width).transpose(0, 1)
-        )
-        d_x[:, 10 * FIRST_ROW :] += d_residual.view(QUERY_CELLS, width).t()
-        d_table = torch.mm(self.pick_CE.t(), d_x.t())
+        torch.mm(d_y.t(), self.eye, out=self.dq_rows)
+        d_residual = torch.bmm(hot[FIRST_ROW:], self.dq_by_position)
+        self.x_queries += d_residual.view(QUERY_CELLS, width).t()
+        d_table = torch.mm(self.pick_transposed, self.x_transposed)
         g["token_emb.weight"].add_(d_table[:VOCABULARY])
         add_gradient(p, g, w.position, d_table[VOCABULARY:])
 
@@ -286,6 +304,11 @@ class Kernel:
         self.dq_BQ = empty(num, NUM_ROWS, width)
         self.dk_BT, self.dv_BT = empty(num, SEQUENCE, width), empty(num, SEQUENCE, width)
         self.eye = torch.eye(width, dtype=self._dtype)
+        self.du_transposed, self.ds_transposed = self.du_FR.t(), self.ds_BQT.transpose(1, 2)
+        self.dq_rows = self.dq_BQ.view(self.rows, width)
+        self.dq_by_position = self.dq_BQ.transpose(0, 1)
+        self.dk_by_position = self.dk_BT.transpose(0, 1)
+        self.dv_by_position = self.dv_BT.transpose(0, 1)
         self._backward_ready = True
 
 

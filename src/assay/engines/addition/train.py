@@ -23,6 +23,7 @@ from assay.core.errors import CheckpointError, ConfigError
 from assay.engines.addition.checkpoint import dump, dump_model, parse
 from assay.engines.addition.config import (
     PUBLIC_TEST_SEEDS,
+    STACKABLE,
     AdditionConfig,
     num_parameters,
     phase_at,
@@ -40,8 +41,6 @@ from assay.engines.addition.layout import layout
 from assay.engines.addition.model import Parameters, loss_and_grad
 from assay.engines.addition.optim import AdamW, learning_rate
 
-STACKABLE = frozenset({"lr", "weight_decay", "warmup_steps", "min_lr_ratio", "grad_clip"})
-"""Settings that each run of a cohort may have for itself."""
 CHUNK_STEPS = 20
 """Steps that a thread gives a run before it turns to the next."""
 
@@ -54,6 +53,7 @@ class Run:
         data_seed = context.seeds["data"]
         self.held = holdout(data_seed, config.val_size, config.test_size)
         tests = [holdout(s, config.val_size, config.test_size).test for s in config.test_seeds]
+        # The source leaves out the run's own pairs only; here no test pair can be trained on.
         self.sampler = Sampler(data_seed, Exclusion(self.held.val, self.held.test, *tests))
         self.p, self.row = stack.parameters.seed(index), stack.parameters.rows_SP[index]
         self.g, self.grad = stack.gradients.seed(index), stack.gradients.rows_SP[index]
@@ -135,12 +135,16 @@ class Run:
             return
         tensors, about = parse(found[1], where=f"checkpoint of step {found[0]}")
         own = {"config": to_plain(self.config), "seeds": dict(self.context.seeds)}
-        for name, value in own.items():
-            if about.get(name) != value:
+        for name, now in own.items():
+            then = about.get(name) or {}
+            changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+            if changed:
+                was = ", ".join(f"{key} = {canonical(then.get(key))}" for key in changed)
+                is_now = ", ".join(f"{key} = {canonical(now.get(key))}" for key in changed)
                 raise CheckpointError(
-                    f"a run goes on only with its own {name}; its checkpoint of step {found[0]} "
-                    f"has {canonical(about.get(name))}, now it is {canonical(value)}. Give the "
-                    "changed run a folder of its own, or delete the checkpoint."
+                    f"a run goes on only with its own {name}; its checkpoint of step {found[0]} has "
+                    f"{was}, now it is {is_now}. Give the changed run a folder of its own, or "
+                    "delete the checkpoint."
                 )
         places = {
             "row": self.row,
