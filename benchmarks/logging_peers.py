@@ -312,6 +312,7 @@ def run_all(envs: Path, repeats: int, only: list[str]) -> dict:
         raw = record["tools"][tool].pop("raw")
         names = raw[0].keys()
         record["tools"][tool]["results"] = {n: spread([r[n] for r in raw]) for n in names}
+    record["machine"]["load_at_end"] = round(os.getloadavg()[0], 2)
     return record
 
 

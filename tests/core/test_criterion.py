@@ -436,6 +436,16 @@ def test_pairs_are_by_seed_not_by_position():
     assert any("one arm only" in reason and "42" in reason for reason in found.reasons)
 
 
+@pytest.mark.parametrize(
+    ("word", "hits"), [("at_least", 2), ("at_most", 3), ("above", 1), ("below", 2)]
+)
+def test_thresholds_of_a_rate(word, hits):
+    """`at_least` and `at_most` take in the threshold itself, `above` and `below` do not."""
+    table = Table({("acc", "new"): [0.1, 0.2, 0.5, 0.9]})
+    found = evaluate(parse(f"rate('acc', 'new', {word}=0.5) > 0"), table)
+    assert found.estimate == hits / 4
+
+
 def test_a_tie_is_no_win():
     """`wins` counts seeds where a > b; a tie stays in n."""
     table = Table({("acc", "new"): [1.0] * 4, ("acc", "base"): [1.0, 0.0, 0.0, 0.0]})
@@ -571,10 +581,10 @@ ZERO = Table({("z", "new"): [0.0] * 4, ("z", "base"): [None, 1.0]})
 
 
 def test_nested_logic_is_evaluated_once():
-    """Alternating any and every five deep answers at once: parts are remembered, not repeated."""
+    """`and` and `or` 24 deep answer at once: parts are remembered, not evaluated 2^24 times."""
     text = "mean('acc', 'new') > 0.5"
-    for i in range(9):
-        text = f"(diff('acc', 'new', 'base') > 0.{i} {'or' if i % 2 else 'and'} ({text}))"
+    for i in range(24):
+        text = f"(diff('acc','new','base') > 0.{i} {'or' if i % 2 else 'and'} {text})"
     assert answer(text) in ANSWERS
 
 

@@ -313,6 +313,19 @@ def test_checkpoint_round_trip(step, content, tmp_path_factory):
     assert read_checkpoint(folder) == (step, content)
 
 
+def test_rows_reach_the_disk_before_their_checkpoint(tmp_path, monkeypatch):
+    """After a power cut no checkpoint stands without the rows before it."""
+    writer = RunWriter(make(tmp_path), attempt=1)
+    writer.log({"a": 1.0}, step=0)
+    synced = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_ino) or real(fd))
+    writer.save_checkpoint(1, b"state")
+    rows_file, checkpoint = (writer.folder / n for n in ("metrics-0-1.jsonl", "checkpoint"))
+    assert synced[:2] == [rows_file.stat().st_ino, checkpoint.stat().st_ino]
+    writer.close()
+
+
 def test_a_checkpoint_step_is_a_whole_number(tmp_path):
     """The start of the next attempt is computed with it."""
     with pytest.raises(CheckpointError, match="whole number"):

@@ -4,7 +4,8 @@
     its best seed 99.8%<!--assay:d8/scaled test/exact_match seed=43-->.
 
 After `assay:` come study/arm, the metric, and settings: grid values, `seed=`, or
-`stat=` (mean, std, min, max, n). A check rounds the value to the digits that are written.
+`stat=` (mean, std, min, max, n). A check rounds the value to the digits that are written. As in a
+table, failed runs and values that are not finite are left out. Fenced code is not read.
 """
 
 import math
@@ -12,17 +13,24 @@ import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
+from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal, InvalidOperation, localcontext
 
+from assay.core.config import unknown_key
 from assay.core.errors import StudyError
 from assay.core.evidence import StudyEvidence
 
-NUMBER = r"[-−+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-BINDING = re.compile(
-    rf"(?P<value>{NUMBER})(?:\s?(?:±|\+/-)\s?(?P<std>{NUMBER}))?\s?(?P<percent>%)?"
-    r"[*_`]{0,3}<!--\s*assay:(?P<reference>[^\n]{0,300}?)-->"
+NUMBER = r"[-−+]?(?:\d[\d,]*(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
+WRITTEN = re.compile(
+    rf"(?<![\w.])(?P<value>{NUMBER})(?:\s?%?\s?(?:±|\+/-)\s?(?P<std>{NUMBER}))?\s?(?P<percent>%)?"
+    r"[*_`]{0,3}$"
 )
-MARK = re.compile(r"<!--\s*assay:(?!begin |end )")
+WINDOW = 80
+"""How far before a mark its number may begin: bounded, so that a check is linear."""
+MARK = re.compile(r"<!--\s{0,3}assay:(?!begin |end )(?P<reference>[^\n]{0,300}?)-->")
+OPENING = re.compile(r"<!--\s{0,3}assay:(?!begin |end )")
+FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+PRECISION = 400
+"""Digits of a comparison: any float beside any number that fits into the window."""
 STATISTICS: Mapping[str, Callable[[list[float]], float]] = {
     "mean": statistics.fmean,
     "std": statistics.stdev,
@@ -47,37 +55,56 @@ def check_text(text: str, evidence: Callable[[str], StudyEvidence]) -> list[Mism
         text: Markdown.
         evidence: Study id → its evidence; raises `StudyError` for an unknown study.
     """
-    return [
-        m for number, line in enumerate(text.split("\n"), 1) for m in _line(line, number, evidence)
-    ]
+    found: list[Mismatch] = []
+    fence = ""
+    for number, line in enumerate(text.split("\n"), start=1):
+        mark = FENCE.match(line)
+        if mark and not fence:
+            fence = mark[1]
+        elif mark and mark[1].startswith(fence):
+            fence = ""
+        elif not fence and "assay:" in line:
+            found += _line(line, number, evidence)
+    return found
 
 
 def _line(line: str, number: int, evidence: Callable[[str], StudyEvidence]) -> Iterator[Mismatch]:
-    if "assay:" not in line:
-        return
-    bindings = list(BINDING.finditer(line))
-    if len(bindings) != len(MARK.findall(line)):
-        yield Mismatch(line=number, message="a binding without a number right before it")
-    for binding in bindings:
+    marks = list(MARK.finditer(line))
+    if len(marks) != sum(1 for _ in OPENING.finditer(line)):
+        yield Mismatch(line=number, message="a binding that does not end with --> on its line")
+    for mark in marks:
+        # Not into the mark before, which may stand close by.
+        before = line[max(0, mark.start() - WINDOW) : mark.start()].rpartition("-->")[2]
+        written = WRITTEN.search(before)
+        if written is None:
+            message = f"{mark[0]!r}: a binding without a number right before it"
+            yield Mismatch(line=number, message=message)
+            continue
         try:
-            problem = _check(binding, evidence)
+            problem = _check(written, mark["reference"], evidence)
         except StudyError as error:
             problem = str(error)
         if problem:
-            yield Mismatch(line=number, message=f"{binding[0]!r}: {problem}")
+            yield Mismatch(line=number, message=f"{written[0] + mark[0]!r}: {problem}")
 
 
-def _check(binding: re.Match[str], evidence: Callable[[str], StudyEvidence]) -> str | None:
-    values, statistic = _resolve(binding["reference"], evidence)
+def _check(
+    written: re.Match[str], reference: str, evidence: Callable[[str], StudyEvidence]
+) -> str | None:
+    values, statistic = _resolve(reference, evidence)
     if not values:
         return "no run that counts has this value"
-    scale = 100 if binding["percent"] else 1
+    percent = bool(written["percent"])
     try:
-        problem = _compare(binding["value"], STATISTICS[statistic](values) * scale, statistic)
-        if problem is None and binding["std"] is not None:
-            problem = _compare(binding["std"], statistics.stdev(values) * scale, "std")
+        value = float(STATISTICS[statistic](values))
+        problem = _compare(written["value"], value, statistic, percent=percent)
+        if problem is None and written["std"] is not None:
+            spread = statistics.stdev(values)
+            problem = _compare(written["std"], spread, "std", percent=percent)
     except statistics.StatisticsError:
         return "a standard deviation needs at least two seeds"
+    except OverflowError:
+        return "the values are too large for a mean or standard deviation"
     return problem
 
 
@@ -89,31 +116,56 @@ def _resolve(reference: str, evidence: Callable[[str], StudyEvidence]) -> tuple[
     if len(words) < 2 or not arm:
         raise StudyError("a binding is assay:STUDY/ARM METRIC [seed=…] [stat=…] [SETTING=…]")
     found = evidence(place)
+    metric = words[1]
     seed, statistic = settings.pop("seed", None), settings.pop("stat", "mean")
     if statistic not in STATISTICS:
         raise StudyError(f"stat must be one of {', '.join(STATISTICS)}; got {statistic!r}")
     if arm not in found.arms:
         raise StudyError(f"study '{place}' has no arm '{arm}', only {', '.join(found.arms)}")
+    if metric not in found.metrics:
+        raise StudyError(unknown_key(metric, sorted(found.metrics), what="metric"))
+    if seed is not None and seed not in found.seeds:
+        raise StudyError(f"study '{place}' has no seed {seed}, only {', '.join(found.seeds)}")
     cell = {}
     for key, choices in found.grid.items():
-        chosen = [value for value in choices if str(value) == settings.pop(key, None)]
+        given = settings.pop(key, None)
+        # A grid of one value need not be named, as in a criterion.
+        chosen = [v for v in choices if _names(given, v) or (given is None and len(choices) == 1)]
         if len(chosen) != 1:
             raise StudyError(f"say {key}=…, one of {', '.join(map(str, choices))}")
         cell[key] = chosen[0]
     if settings:
         raise StudyError(f"unknown setting {', '.join(settings)}")
-    values = found.values(words[1], arm, cell)
+    values = found.values(metric, arm, cell)
     chosen_values = [v for s, v in values.items() if v is not None and seed in (None, s)]
     return [v for v in chosen_values if math.isfinite(v)], statistic
 
 
-def _compare(written: str, value: float, what: str) -> str | None:
+def _names(given: str | None, value: object) -> bool:
+    """Whether a setting as written is a grid value: 1 names 1.0 as well."""
+    if given is None or given == str(value):
+        return given is not None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return float(given) == value
+    except ValueError:
+        return False
+
+
+def _compare(written: str, value: float, what: str, *, percent: bool) -> str | None:
     """None if the written number is the value, rounded to the digits that are written."""
-    shown = Decimal(written.replace(",", "").replace("−", "-"))
-    exponent = shown.as_tuple().exponent
-    assert isinstance(exponent, int)
-    unit = Decimal(1).scaleb(exponent)
-    exact = Decimal(repr(float(value)))
-    # A tie may be rounded either way: people use both rules.
-    rounded = {exact.quantize(unit, rule) for rule in (ROUND_HALF_UP, ROUND_HALF_EVEN)}
-    return None if shown in rounded else f"{what} is {value:.6g} now"
+    scale = 100 if percent else 1
+    shown_value = f"{what} is {value * scale:.6g}{'%' if percent else ''} now"
+    try:
+        with localcontext(prec=PRECISION):
+            shown = Decimal(written.replace(",", "").replace("−", "-"))
+            exponent = shown.as_tuple().exponent
+            assert isinstance(exponent, int)
+            unit = Decimal(1).scaleb(exponent)
+            exact = Decimal(repr(value)) * scale
+            # A tie may be rounded either way: people use both rules.
+            rounded = {exact.quantize(unit, rule) for rule in (ROUND_HALF_UP, ROUND_HALF_EVEN)}
+            return None if shown in rounded else shown_value
+    except InvalidOperation:
+        return f"{written} cannot be compared: {shown_value}"

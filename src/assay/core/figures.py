@@ -1,6 +1,7 @@
 """Figures of a study: one a metric, every seed thin, mean and its 95 % band thick."""
 
 import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,29 +11,29 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from scipy import special
 
+from assay.core.engine import Metric
 from assay.core.evidence import Selection
 from assay.core.files import write_atomic
 from assay.core.index import Index
 from assay.core.plan import cell_label, cells
-from assay.core.statistics import mean_interval
 from assay.core.study import Study
 
 COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB", "#000000")
 """Paul Tol's bright scheme: told apart by colour-blind readers."""
 MAX_PANELS = 16
+MAX_POINTS = 512
 Curve = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 
 def figure_metrics(study: Study, selection: Selection, index: Index) -> list[str]:
-    """Metrics that have a direction and a curve."""
-    runs = list(selection.counting.values())
-    if not runs:
-        return []
+    """Metrics that have a direction, and a curve in a run that counts."""
+    counting = {run.id for run in selection.counting.values()}
     return [
         name
         for name, metric in study.metrics.items()
-        if metric.goal != "none" and any(index.curve(run.id, name) for run in runs)
+        if metric.goal != "none" and not counting.isdisjoint(index.curves(study.id, name))
     ]
 
 
@@ -56,43 +57,49 @@ def draw_figures(study: Study, selection: Selection, index: Index, folder: Path)
 
 
 def _draw(study: Study, selection: Selection, index: Index, metric: str) -> bytes:
-    panels = list(cells(study.grid))[:MAX_PANELS]
+    every = list(cells(study.grid))
+    panels = every[:MAX_PANELS]
     columns = min(4, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(1.5 + 5.0 * columns, 0.9 + 3.1 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    found = _curves(study, selection, index, metric)
     for axis, cell in zip(axes.flat, panels, strict=False):
-        for colour, arm in zip(COLOURS * 9, study.arms, strict=False):
-            curves = _curves(selection, index, arm, cell_label(cell), metric)
-            _draw_arm(axis, curves, arm, colour)
-        _style(axis, study, metric, cell_label(cell))
+        for colour, arm in zip(itertools.cycle(COLOURS), study.arms, strict=False):
+            _draw_arm(axis, found.get((arm, cell_label(cell)), []), arm, colour)
+        _style(axis, study.metrics.get(metric), metric, cell)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(frameon=False, fontsize=8)
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
-    axes.flat[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(f"{study.id}: {metric} (every seed; mean and 95 % band)", fontsize=10)
+    less = f"; {len(panels)} of {len(every)} cells" if len(every) > len(panels) else ""
+    title = f"{study.id}: {metric} (every seed thin; mean and 95 % band thick{less})"
+    figure.suptitle(title, fontsize=10)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def _curves(
-    selection: Selection, index: Index, arm: str, cell: str, metric: str
-) -> dict[str, Curve]:
-    found = {}
-    for (run_arm, run_cell, seed), run in selection.counting.items():
-        curve = index.curve(run.id, metric) if (run_arm, run_cell) == (arm, cell) else None
-        if curve is not None:
-            found[seed] = curve
+    study: Study, selection: Selection, index: Index, metric: str
+) -> dict[tuple[str, str], list[Curve]]:
+    """(Arm, cell) → the curves of its runs that count, in the order of the planned seeds."""
+    known = index.curves(study.id, metric)
+    found: dict[tuple[str, str], list[Curve]] = {}
+    for planned in selection.planned:
+        run = selection.counting.get(planned.key)
+        if run is not None and run.id in known:
+            found.setdefault(planned.key[:2], []).append(known[run.id])
     return found
 
 
-def _draw_arm(axis: Axes, curves: Mapping[str, Curve], arm: str, colour: str) -> None:
-    for steps, values in curves.values():
+def _draw_arm(axis: Axes, curves: Sequence[Curve], arm: str, colour: str) -> None:
+    for steps, values in curves:
         axis.plot(steps, values, color=colour, linewidth=0.6, alpha=0.45)
     if not curves:
         return
-    steps, mean, low, high = band(list(curves.values()))
+    steps, mean, low, high = band(curves)
     axis.plot(steps, mean, color=colour, linewidth=2.2, label=f"{arm} [n={len(curves)}]")
     axis.fill_between(steps, low, high, color=colour, alpha=0.16, linewidth=0)
 
@@ -100,41 +107,61 @@ def _draw_arm(axis: Axes, curves: Mapping[str, Curve], arm: str, colour: str) ->
 def band(
     curves: Sequence[Curve],
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and 95 % t band of several seeds, at the steps that all of them have.
+    """Mean and 95 % t band of several seeds, over the range that all of them cover.
+
+    Curves with the same steps are averaged as they are. Others (thinned curves keep other points
+    in each seed) are read off at common steps, linearly between their own points.
 
     Returns:
         Steps, mean, lower and upper limit; the band is the mean itself where it is not defined
         (one seed, or a value that is not finite).
     """
-    common = set(curves[0][0].tolist()).intersection(*(c[0].tolist() for c in curves))
-    steps = np.array(sorted(common), dtype=np.int64)
-    values = np.stack([_at(curve, steps) for curve in curves])
-    mean = values.mean(axis=0)
+    ordered = [_in_order(curve) for curve in curves]
+    steps = _common_steps([c[0] for c in ordered])
+    values = np.stack([np.interp(steps, *curve) for curve in ordered])
+    with np.errstate(invalid="ignore"):
+        mean = values.mean(axis=0)
     low, high = mean.copy(), mean.copy()
     if len(curves) > 1:
-        for i in np.flatnonzero(np.isfinite(values).all(axis=0)):
-            interval = mean_interval(values[:, i].tolist())
-            low[i], high[i] = interval.low, interval.high
+        finite = np.isfinite(values).all(axis=0)
+        half = -special.stdtrit(len(curves) - 1, 0.025) / math.sqrt(len(curves))
+        spread = half * values[:, finite].std(axis=0, ddof=1)
+        low[finite] -= spread
+        high[finite] += spread
     return steps, mean, low, high
 
 
-def _at(curve: Curve, steps: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Values of a curve at some of its steps."""
+def _in_order(curve: Curve) -> Curve:
+    """By step; of several values at one step the last that was logged."""
     order = np.argsort(curve[0], kind="stable")
-    found = np.searchsorted(curve[0][order], steps)
-    return curve[1][order][found]
+    steps, values = curve[0][order], curve[1][order]
+    last = np.append(steps[1:] != steps[:-1], True)
+    return steps[last], values[last]
 
 
-def _style(axis: Axes, study: Study, metric: str, label: str) -> None:
-    known = study.metrics.get(metric)
+def _common_steps(all_steps: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """The steps of all curves within the range of each, at most `MAX_POINTS`."""
+    steps = np.unique(np.concatenate(all_steps))
+    first, last = max(s[0] for s in all_steps), min(s[-1] for s in all_steps)
+    inside: NDArray[np.int64] = steps[(steps >= first) & (steps <= last)]
+    if inside.size > MAX_POINTS:
+        inside = inside[np.linspace(0, inside.size - 1, MAX_POINTS).round().astype(np.int64)]
+    return inside
+
+
+def _style(axis: Axes, known: Metric | None, metric: str, cell: Mapping[str, object]) -> None:
     axis.set_xlabel("step")
     axis.set_ylabel(metric)
-    if label != "all":
-        axis.set_title(label, fontsize=9)
+    if cell:
+        axis.set_title(cell_label(cell), fontsize=9)
+    shown = [y for line in axis.get_lines() for y in np.asarray(line.get_ydata()).tolist()]
+    positive = [y for y in shown if math.isfinite(y) and y > 0]
     if known is not None and known.low == 0 and known.high == 1:
         axis.set_ylim(-0.02, 1.02)
-    elif "loss" in metric:
+    elif "loss" in metric and len(positive) == sum(map(math.isfinite, shown)) and positive:
         axis.set_yscale("log")
+        # The band may reach below zero; the axis is for the seeds.
+        axis.set_ylim(bottom=0.8 * min(positive))
     axis.grid(visible=True, alpha=0.25, linewidth=0.5)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)

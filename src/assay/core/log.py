@@ -63,6 +63,8 @@ def write_log(
 ) -> Log:
     """Generate the log's text, and its figures if asked to.
 
+    Ad-hoc runs are not told: nothing may rest on them, and they differ between machines.
+
     Args:
         studies: The project's studies.
         index: Up to date.
@@ -70,6 +72,10 @@ def write_log(
         settings: Where the notes and figures are.
         old: The log as it is, for studies whose runs are elsewhere.
         draw: `draw_figures`, or `name_figures` to leave the files alone.
+
+    Raises:
+        StudyError: A section that would have to be kept has lost its marks, or a note cannot be
+            included.
     """
     before = {match["id"]: match for match in SECTION.finditer(old)}
     run_counts = dict(index.studies())
@@ -79,24 +85,37 @@ def write_log(
     kept: list[str] = []
     for study in sorted(studies, key=lambda s: s.id):
         if study.id in before and not run_counts.get(study.id):
-            sections[study.id] = before[study.id]["body"]
-            headlines[study.id] = (study.table.question, "runs not on this machine; see below")
+            # With its old digest: an edit by hand must stay visible.
+            sections[study.id] = before[study.id][0]
+            headlines[study.id] = (study.table.question, _headline(before[study.id]))
             kept.append(study.id)
             continue
         if not run_counts.get(study.id):
+            if f"<!--assay:begin {study.id}-->" in old:
+                raise StudyError(
+                    f"The log's section of '{study.id}' has no whole end mark, and its runs are "
+                    "not on this machine to write it anew. Restore the log from git."
+                )
             headlines[study.id] = (study.table.question, "no runs yet")
             continue
         result = judge_study(study, index, events)
         drawn = draw(study, result.selection, index, settings.figures_dir)
         note = _note(settings.notes_dir / f"{study.id}.md")
         names = [path.relative_to(settings.root).as_posix() for path in drawn]
-        sections[study.id] = study_section(result, index, events, names, note)
+        sections[study.id] = _wrap(study.id, study_section(result, index, events, names, note))
         headlines[study.id] = (study.table.question, result.headline)
         figures += drawn
-    parts = [HEAD, _overview(headlines)]
-    parts += [_wrap(name, body) for name, body in sections.items()]
-    scratch = _scratch(index)
-    return Log(text="\n".join([*parts, *scratch]), figures=tuple(figures), kept=tuple(kept))
+    for name in sorted(before.keys() - headlines.keys()):
+        sections[name] = before[name][0]
+        headlines[name] = ("(its study file is gone)", _headline(before[name]))
+        kept.append(name)
+    parts = [HEAD, _overview(headlines), *sections.values()]
+    return Log(text="\n".join(parts), figures=tuple(figures), kept=tuple(kept))
+
+
+def _headline(section: re.Match[str]) -> str:
+    """The verdicts in the heading of a section."""
+    return section["body"].partition("\n")[0].partition(": ")[2]
 
 
 def name_figures(study: Study, selection: Selection, index: Index, folder: Path) -> list[Path]:
@@ -168,11 +187,17 @@ def _short(line: str | None) -> str:
 
 def _note(path: Path) -> str:
     try:
-        return path.read_text("utf-8").strip()
+        text = path.read_text("utf-8").strip()
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError(f"{path}: the note cannot be read as UTF-8 text: {error}.") from error
+    if re.search("<!--assay:(begin|end) ", text):
+        raise StudyError(
+            f"{path}: the note must not hold the marks of the log's sections (<!--assay:begin …). "
+            "It was probably copied from EXPERIMENTS.md: remove them."
+        )
+    return text
 
 
 def _wrap(name: str, body: str) -> str:
@@ -185,15 +210,3 @@ def _overview(headlines: Mapping[str, tuple[str, str]]) -> str:
     for name, (question, verdict) in headlines.items():
         lines.append(f"| {name} | {question.replace('|', '/')} | {verdict} |")
     return "\n".join(lines) + "\n"
-
-
-def _scratch(index: Index) -> list[str]:
-    runs = index.runs("scratch")
-    if not runs:
-        return []
-    done = sum(run.status == "completed" for run in runs)
-    return [
-        "## Ad-hoc runs\n",
-        f"{len(runs)} run(s) outside any study ({done} completed), phase debug: no claim may rest on "
-        "them. `assay ls scratch` lists them.\n",
-    ]

@@ -1,19 +1,20 @@
 """One study's section of the log, as Markdown: a pure function of the index and the ledger."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from assay.core.claims import Judgement
 from assay.core.config import canonical, flatten
 from assay.core.contract import summarise
 from assay.core.evidence import Selection
+from assay.core.evidence import number as evidence_number
 from assay.core.index import Index
 from assay.core.ledger import Event
 from assay.core.read import IndexedRun
-from assay.core.render import interval, number, row_markdown, table_markdown
+from assay.core.render import interval, mean_std, number, row_markdown, table_markdown
 from assay.core.study import Study
-from assay.core.table import build_table, default_metrics
-from assay.core.verdict import StudyVerdict
+from assay.core.table import Table, build_table, default_metrics
+from assay.core.verdict import StudyVerdict, judge_study
 
 
 def study_section(
@@ -23,12 +24,14 @@ def study_section(
 
     Args:
         result: The study, its runs and verdicts.
-        index: For provenance.
+        index: For provenance, and for what stood before an invalidation.
         events: The ledger, of which this study's events are told.
         figures: Paths of its figures, relative to the log.
         note: Prose of a person, included as it is.
     """
     study, selection = result.study, result.selection
+    metrics = default_metrics(study, selection)
+    table = build_table(study, selection, metrics)
     parts = [
         f"## {study.id}: {result.headline}\n",
         f"{study.table.question}\n",
@@ -36,16 +39,15 @@ def study_section(
         "### Claims\n",
         _claims(result.judgements),
         "### Results\n",
-        table_markdown(
-            build_table(study, selection, default_metrics(study, selection)), seeds=True
-        ),
+        table_markdown(table, seeds=True),
+        *_struck(result, table, index, events),
         *(f"![{study.id}: {path}]({path})\n" for path in figures),
         "### Setup\n",
         _setup(study, selection),
         "### Contract\n",
         "\n".join(f"- {line}" for line in summarise(result.contract)) + "\n",
         "### Runs\n",
-        _runs(selection, index),
+        _runs(study, selection, index),
         *_events(study, events),
         "### Commands\n",
         _commands(study),
@@ -106,25 +108,71 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else canonical(value)
 
 
-def _runs(selection: Selection, index: Index) -> str:
-    runs = sorted(selection.counting.values(), key=lambda r: r.key)
+def _struck(
+    result: StudyVerdict, table: Table, index: Index, events: Sequence[Event]
+) -> Iterator[str]:
+    """What was invalidated: the runs with their values struck, and what changed with them."""
+    selection = result.selection
+    if not selection.invalid:
+        return
+    lines = []
+    for run, event in sorted(selection.invalid, key=lambda pair: pair[0].key):
+        values = selection.values.get(run.id, {})
+        shown = ", ".join(
+            f"`{m}` ~~{number(evidence_number(values[m]))}~~" for m in table.metrics if m in values
+        )
+        place = f"{run.arm}, {run.cell_label}, seed {run.seed_label}"
+        lines.append(
+            f"- {run.id} ({place}): {shown or 'no values'}. Since {event.at[:10]}: "
+            f"{event.body['because']}"
+        )
+    before = judge_study(
+        result.study, index, [e for e in events if e.kind not in ("invalidate", "restore")]
+    )
+    old_table = build_table(result.study, before.selection, list(table.metrics))
+    for old, new in zip(old_table.rows, table.rows, strict=True):
+        if mean_std(old) != mean_std(new):
+            where = ", ".join([old.arm, *(f"{k} = {_text(v)}" for k, v in old.cell.items())])
+            lines.append(f"- {where}: `{old.metric}` ~~{mean_std(old)}~~ → {mean_std(new)}")
+    for was, now in zip(before.judgements, result.judgements, strict=True):
+        if was.verdict != now.verdict:
+            lines.append(f"- Claim `{now.name}`: ~~{was.verdict}~~ → {now.verdict}")
+    yield "### Invalidated\n"
+    yield "\n".join(lines) + "\n"
+
+
+def _runs(study: Study, selection: Selection, index: Index) -> str:
+    runs = sorted(selection.counting.items())
     heads = ["run", "arm", "cell", "seed", "phase", "status", "attempts", "process seconds", "code"]
     lines = [row_markdown(heads), row_markdown(["---"] * len(heads))]
-    lines += [row_markdown(_run_cells(run)) for run in runs]
-    lines += ["", *(f"- {line}" for line in _remarks(runs, selection)), f"- {_cost(runs)}"]
-    lines += [f"- Machine: {machine}" for machine in _machines(runs, index)]
+    lines += [row_markdown(_run_cells(place, run)) for place, run in runs]
+    lines += ["", *(f"- {line}" for line in _remarks(runs, selection))]
+    lines += [
+        f"- Not readable, and counted nowhere: `{path}`: {_reason(reason, index)}"
+        for path, reason in index.broken(study.id)
+    ]
+    lines.append(f"- {_cost([run for _, run in runs])}")
+    lines += [f"- Machine: {machine}" for machine in _machines(study, selection, index)]
     return "\n".join(lines) + "\n"
 
 
-def _run_cells(run: IndexedRun) -> list[str]:
+def _reason(reason: str, index: Index) -> str:
+    """Without the place of the project on this machine, which would make two logs differ."""
+    return reason.replace(f"{index.runs_dir.parent}/", "")
+
+
+Place: TypeAlias = tuple[str, str, str]
+
+
+def _run_cells(place: Place, run: IndexedRun) -> list[str]:
     seconds = number(run.spent.get("process_s"))
-    return [run.id, run.arm, run.cell_label, run.seed_label, run.phase, run.status,
-            str(run.attempts), seconds, run.code or "no commit"]  # fmt: skip
+    return [run.id, *place, run.phase, run.status, str(run.attempts), seconds,
+            run.code or "no commit"]  # fmt: skip
 
 
-def _remarks(runs: Sequence[IndexedRun], selection: Selection) -> Iterator[str]:
-    for run in runs:
-        where = f"{run.arm}, {run.cell_label}, seed {run.seed_label}"
+def _remarks(runs: Sequence[tuple[Place, IndexedRun]], selection: Selection) -> Iterator[str]:
+    for (arm, cell, seed), run in runs:
+        where = f"{arm}, {cell}, seed {seed}"
         if run.error:
             yield f"Failed: {where}: `{run.error.strip().splitlines()[-1][:200]}`"
         for message in [*run.events, *run.problems]:
@@ -146,10 +194,11 @@ def _cost(runs: Sequence[IndexedRun]) -> str:
     return f"Cost of the runs that count: {seconds:,.0f} process seconds{listed}"
 
 
-def _machines(runs: Iterable[IndexedRun], index: Index) -> list[str]:
+def _machines(study: Study, selection: Selection, index: Index) -> list[str]:
     found = set()
-    for run in runs:
-        facts = index.facts(run.id)
+    known = index.study_facts(study.id)
+    for run in selection.counting.values():
+        facts = known.get(run.id, {})
         found.add(
             f"{facts.get('machine.cpu')}, {facts.get('machine.cores')} cores, "
             f"{facts.get('machine.memory_gib')} GiB, {facts.get('machine.os')}; device "
@@ -176,7 +225,8 @@ def _told(event: Event) -> str:
     body = event.body
     if event.kind == "freeze":
         return f"version {body['version']} at commit {str(body['commit'])[:9]}"
-    return f"{body.get('target', '')} because {body.get('because', '')}"
+    told = " because ".join(str(body[key]) for key in ("target", "because") if key in body)
+    return told or str(body.get("text", ""))
 
 
 def _commands(study: Study) -> str:

@@ -21,6 +21,7 @@ from assay.core.config import digest, to_plain
 from assay.core.environment import salt_of
 from assay.core.errors import ConfigError, StoreError
 from assay.core.files import to_json, write_atomic
+from assay.core.joined import record_environment
 from assay.core.provenance import capture
 from assay.core.run import RunWriter, attempt_name, create_run, new_record
 from assay.core.settings import Settings
@@ -184,6 +185,8 @@ def init(
     else:
         folder, attempt = _fresh_run(settings, study, arm, config, seeds), 1
     writer = RunWriter(folder, attempt=attempt, rank=rank, data_dir=settings.data_dir)
+    if settings.run_dir is not None and rank == 0:
+        record_environment(writer, settings)
     run = Run(writer, joined=settings.run_dir is not None)
     _OPEN_RUNS.append(run)
     return run

@@ -60,10 +60,14 @@ def test_teacher_forced_exact_is_greedy_exact(model):
     assert score(p, pairs, work).errors == 100 - int(greedy.sum())
 
 
-def test_score_does_not_depend_on_the_block_size():
-    """Blocks, and a last block that is not full, count every pair once."""
+@pytest.mark.parametrize("spread", [0.7, 0.0])
+def test_score_does_not_depend_on_the_block_size(spread):
+    """Blocks, and a last block that is not full, count every pair once.
+
+    With all weights zero the model says 0 everywhere, which is right for the filling of a block.
+    """
     config = AdditionConfig()
-    p = random_parameters(config, dtype=torch.float64).seed(0)
+    p = random_parameters(config, dtype=torch.float64, spread=spread).seed(0)
     pairs = holdout(5, 90, 10).val
     scores = [score(p, pairs, Workspace(config, n, torch.float64)) for n in (1, 7, 90, 128)]
     assert {s.num_examples for s in scores} == {90}

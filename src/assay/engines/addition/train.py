@@ -122,7 +122,8 @@ class Run:
             "best_step": self.best_step,
             "grok_step": self.grok_step,
         }
-        self.context.save_checkpoint(self.step, dump(tensors, about))
+        # The row of this step is logged by now: a resumed run logs the next one.
+        self.context.save_checkpoint(self.step + 1, dump(tensors, about))
 
     def resume(self) -> None:
         """Go on from the last checkpoint, if there is one.
