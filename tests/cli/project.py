@@ -171,10 +171,8 @@ class Project:
 
     def start(self, *words: object, **options: Any) -> subprocess.Popen[str]:
         env = self.environment(**options.pop("env", {}))
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-        return subprocess.Popen(
-            [ASSAY, *map(str, words)], cwd=self.root, env=env, text=True, **pipes
-        )
+        how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+        return subprocess.Popen([ASSAY, *map(str, words)], cwd=self.root, env=env, **how)
 
     def __call__(
         self, *words: object, code: int | None = 0, **env: str

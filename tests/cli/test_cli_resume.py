@@ -97,11 +97,6 @@ def toy_reference(tmp_path_factory):
     return project.results("toy")
 
 
-def scores(results) -> dict:
-    """Without the digests that depend on nothing but the configuration."""
-    return {key: (status, rows, files) for key, (status, rows, files) in results.items()}
-
-
 def interrupt(project: Project, *, times: int = 1, **options):
     """Start `assay run toy` as a shell does, and press Ctrl-C once rows are being written."""
     runner = project.start("run", "toy", start_new_session=True, **options)
@@ -122,7 +117,6 @@ def test_interrupted_run_stops_cleanly_and_goes_on(tmp_path, toy_reference):
     assert workers(project) == []
     assert {r["status"] for r in project.json("ls", "toy")} == {"interrupted"}
     assert "step " in project("run", "toy", "--dry-run").stdout
-    project.toy(steps="200", step_s="0.02")
     finish(project, "toy")
     for folder in project.folders():
         assert "from 0" not in (folder / "stdout-2.log").read_text()

@@ -40,8 +40,11 @@ def main() -> None:
         # The first one ends the options; the second tells `run` that a program was given.
         tokens.insert(tokens.index(PROGRAM), PROGRAM)
     try:
-        app(tokens, exit_on_error=False, print_error=False)
-        sys.stdout.flush()
+        try:
+            app(tokens, exit_on_error=False, print_error=False)
+        finally:
+            # Here, where a closed pipe can still be told from success.
+            sys.stdout.flush()
     except AssayError as error:
         _fail(str(error), error.exit_code)
     except CycloptsError as error:
@@ -53,7 +56,6 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    sys.stdout.flush()
     sys.stderr.write(f"error: {message}\n")
     sys.exit(code)
 

@@ -92,7 +92,12 @@ def canonical(value: Any) -> str:
 
 def digest(value: Any) -> str:
     """SHA-256 (hex) of the canonical JSON of a value: its identity, wherever it is computed."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()
+    return digest_text(canonical(value))
+
+
+def digest_text(text: str) -> str:
+    """SHA-256 (hex) of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

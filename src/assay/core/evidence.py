@@ -5,8 +5,10 @@ asks for and that nobody invalidated, the latest generation. Generations are num
 decides. A failed run counts as failed; it never vanishes.
 """
 
+import gc
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -57,9 +59,13 @@ def select(study: Study, index: Index, events: Sequence[Event]) -> Selection:
     roles get several seeds. Of two runs of one generation (made on two machines) the one whose
     id sorts first counts, as for `assay run`.
     """
+    with _no_collection():
+        return _select(study, index, invalidations(events))
+
+
+def _select(study: Study, index: Index, struck: Mapping[str, Event]) -> Selection:
     planned = tuple(expand(study))
     places = {(run.arm, run.cell_label, run.identity): run.key for run in planned}
-    struck = invalidations(events)
     counting: dict[tuple[str, str, str], IndexedRun] = {}
     invalid, superseded, stale = [], [], []
     with index.snapshot():
@@ -88,6 +94,18 @@ def select(study: Study, index: Index, events: Sequence[Event]) -> Selection:
         stale=tuple(stale),
         values=values,
     )
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Make many objects at once without looking for cycles in them; there are none."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _of_study(event: Event | None) -> Event | None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -30,14 +31,16 @@ LOCK_TIMEOUT_S = 300
 TABLES = ("runs", "facts", "metrics", "curves", "broken")
 SCHEMA = """
 CREATE TABLE runs (id TEXT PRIMARY KEY, path TEXT UNIQUE, signature TEXT, study TEXT, arm TEXT,
-  cell_label TEXT, seed_label TEXT, body TEXT, facts TEXT, own_facts TEXT) WITHOUT ROWID;
-CREATE INDEX runs_by_study ON runs (study, arm);
+  cell_label TEXT, seed_label TEXT, body BLOB, facts TEXT, own_facts TEXT);
+CREATE INDEX runs_by_study ON runs (study);
+CREATE INDEX signatures ON runs (path, signature);
 CREATE TABLE facts (digest TEXT PRIMARY KEY, body TEXT) WITHOUT ROWID;
 CREATE TABLE metrics (run TEXT, name TEXT, value REAL, source TEXT, count INTEGER, non_finite INTEGER,
   last_step INTEGER, low REAL, high REAL, PRIMARY KEY (run, name)) WITHOUT ROWID;
 CREATE TABLE curves (run TEXT, name TEXT, steps BLOB, points BLOB, PRIMARY KEY (run, name));
 CREATE TABLE broken (path TEXT PRIMARY KEY, signature TEXT, reason TEXT) WITHOUT ROWID;
 """
+BY_PLACE = attrgetter("study", "arm", "cell_label", "seed_label", "generation", "id")
 Curve: TypeAlias = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 
@@ -145,10 +148,7 @@ class Index:
         """All runs (of one study), by arm, cell, seed, generation and id."""
         where, values = ("WHERE study = ?", (study,)) if study is not None else ("", ())
         rows = self._query(f"SELECT body FROM runs {where}", values)
-        runs = [IndexedRun.from_json(body) for (body,) in rows]
-        return sorted(
-            runs, key=lambda r: (r.study, r.arm, r.cell_label, r.seed_label, r.generation, r.id)
-        )
+        return sorted((IndexedRun.from_json(body) for (body,) in rows), key=BY_PLACE)
 
     def find(self, name: str) -> IndexedRun:
         """The run whose id starts with this text, or whose path inside `runs/` it is.

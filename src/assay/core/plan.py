@@ -9,18 +9,18 @@ import itertools
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from assay.core.config import build, digest, flatten, to_plain, unknown_key
+import msgspec
+
+from assay.core.config import build, canonical, digest, digest_text, flatten, to_plain, unknown_key
 from assay.core.errors import ConfigError, StudyError
 from assay.core.study import Arm, Study
 
 PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedRun:
+class PlannedRun(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One arm × cell × seed, before it is executed.
 
     Attributes:
@@ -66,7 +66,9 @@ def expand(study: Study) -> list[PlannedRun]:
         StudyError: A configuration that the task refuses, an unknown placeholder in a command, or
             two runs that ask for the same computation.
     """
-    combinations = list(_seed_combinations(study))
+    combinations = [
+        (seeds, _seed_label(study, seeds), canonical(seeds)) for seeds in _seed_combinations(study)
+    ]
     runs = [
         run
         for arm in study.arms.values()
@@ -130,9 +132,15 @@ def _seed_label(study: Study, seeds: Mapping[str, int]) -> str:
 
 
 def _plan_cell(
-    study: Study, arm: Arm, cell: Mapping[str, Any], combinations: Sequence[Mapping[str, int]]
+    study: Study,
+    arm: Arm,
+    cell: Mapping[str, Any],
+    combinations: Sequence[tuple[Mapping[str, int], str, str]],
 ) -> Iterator[PlannedRun]:
-    """The runs of one arm in one cell; all but seeds and command is resolved once."""
+    """The runs of one arm in one cell; all but seeds and command is resolved once.
+
+    Seeds come with their label and their canonical text.
+    """
     where = f"{study.path.name}, arm '{arm.name}'"
     values = _merge(study.config, cell, arm.settings, study.table.budget)
     resolved, typed = _resolve(study, arm, values, where)
@@ -147,16 +155,16 @@ def _plan_cell(
     common = digest(what)
     together = digest(what | {"config": {k: v for k, v in resolved.items() if k not in stackable}})
     label = cell_label(cell)
-    for seeds in combinations:
+    for seeds, seed_label, seed_text in combinations:
         cmd = _command(arm.cmd, values, seeds, where) if arm.cmd is not None else None
-        identity = digest({"what": common, "cmd": cmd, "seeds": seeds})
+        identity = digest_text(f"{common}\n{seed_text}\n{canonical(cmd) if cmd else ''}")
         yield PlannedRun(
             study=study.id,
             arm=arm.name,
             cell=cell,
             cell_label=label,
             seeds=seeds,
-            seed_label=_seed_label(study, seeds),
+            seed_label=seed_label,
             config=resolved,
             typed_config=typed,
             cmd=cmd,

@@ -174,6 +174,7 @@ def _echo(chunk: bytes) -> bool:
         sys.stdout.buffer.write(chunk)
         sys.stdout.flush()
     except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return False
     return True
 

@@ -27,7 +27,7 @@ OWN_FACTS = ("config.", "seed.", "spent.", "budget.", "data.", "argv.", "scripts
 """Beginnings of the facts that are a run's own; the others are stored once for many runs."""
 
 
-class IndexedRun(msgspec.Struct, frozen=True, kw_only=True):
+class IndexedRun(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A run as the index knows it: `run.json`, how it ended, and what to tell about it.
 
     Attributes:
@@ -72,19 +72,22 @@ class IndexedRun(msgspec.Struct, frozen=True, kw_only=True):
     results_sha256: str | None
     code: str
 
-    def to_json(self) -> str:
+    def to_json(self) -> bytes:
         """For storage."""
-        return msgspec.json.encode(self).decode()
+        return msgspec.json.encode(self)
 
-    @classmethod
-    def from_json(cls, text: str) -> "IndexedRun":
+    @staticmethod
+    def from_json(text: bytes) -> "IndexedRun":
         """From storage."""
-        return msgspec.json.decode(text, type=cls)
+        return _DECODER.decode(text)
 
     @property
     def key(self) -> tuple[str, str, str]:
         """Arm, cell and seed: its place in the study."""
         return (self.arm, self.cell_label, self.seed_label)
+
+
+_DECODER = msgspec.json.Decoder(IndexedRun)
 
 
 class MetricRow(NamedTuple):

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from assay.core.evidence import Selection, StudyEvidence
 from assay.core.files import explicit
 from assay.core.plan import cell_label, cells
@@ -107,14 +105,18 @@ def build_table(study: Study, selection: Selection, metrics: Sequence[str]) -> T
         metrics: Names; one that no run has gives cells without values.
     """
     evidence = StudyEvidence(study, selection)
-    rows = []
-    for arm in study.arms:
-        for cell in cells(study.grid):
-            for metric in metrics:
-                base = None
-                if arm != study.baseline:
-                    base = _finite(evidence.values(metric, study.baseline, cell))
-                rows.append(_row(evidence, arm, cell, metric, base))
+    every = [(cell_label(cell), cell) for cell in cells(study.grid)]
+    base = {
+        (label, metric): _finite(evidence.values(metric, study.baseline, cell))
+        for label, cell in every
+        for metric in metrics
+    }
+    rows = [
+        _row(evidence, arm, cell, metric, None if arm == study.baseline else base[label, metric])
+        for arm in study.arms
+        for label, cell in every
+        for metric in metrics
+    ]
     return Table(
         study=study.id,
         baseline=study.baseline,
@@ -198,7 +200,7 @@ def _row(
         no_value=len(found) - len(seeds) - failed,
         missing=len(evidence.seeds) - len(found),
         mean=basic.fmean(sample) if sample else None,
-        std=float(np.std(sample, ddof=1)) if len(set(sample)) > 1 else _spread(sample),
+        std=_spread(sample),
         low=low,
         high=high,
         non_finite=len(seeds) - len(finite),
@@ -207,8 +209,11 @@ def _row(
 
 
 def _spread(sample: Sequence[float]) -> float | None:
-    """Of equal values exactly 0; of one value unknown."""
-    return 0.0 if len(sample) > 1 else None
+    """Sample standard deviation; exactly 0 for equal values, None below two."""
+    if len(sample) < 2:
+        return None
+    mean = sample[0] if len(set(sample)) == 1 else basic.fmean(sample)
+    return math.sqrt(math.fsum((x - mean) ** 2 for x in sample) / (len(sample) - 1))
 
 
 def _finite(values: Mapping[str, float | None]) -> dict[str, float]:
