@@ -21,7 +21,7 @@ STUDY_MISTAKES = {
     "repeated seeds": ("[1, 2, 3]", "[1, 2, 2]", "each once"),
     "no seeds": ("{ init = [1, 2, 3] }", "{}", "seeds"),
     "criterion": ('"low") > 0', '"low" > 0', "criterion"),
-    "criterion reaches out": ('diff("test/score", "high", "low") > 0', "__import__('os')", "__import__"),
+    "criterion reaches out": ('diff("test/score", "high", "low") > 0', "__import__(1)", "__import__"),
     "no TOML": ("[study]", "[study", "TOML"),
     "unknown engine": ("toy:ENGINE", "toys", "toys"),
     "broken engine": ("toy:ENGINE", "toy:NOTHING", "NOTHING"),

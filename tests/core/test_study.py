@@ -305,7 +305,8 @@ def test_expansion(tmp_path_factory, arms, grid, inits, datas, first, second):
 
 def test_one_cohort_is_what_differs_in_seeds_and_stackable_fields(tmp_path):
     """Seeds and stackable fields share a cohort; any other field does not."""
-    stacked = load(tmp_path, ("[config]", "[grid]\nlr = [0.1, 0.2]\n[config]"))
+    claimless = STUDY.partition("[claims")[0]
+    stacked = load(tmp_path, ("[config]", "[grid]\nlr = [0.1, 0.2]\n[config]"), text=claimless)
     assert len({r.cohort for r in expand(stacked)}) == 2
-    apart = load(tmp_path, ("[config]", "[grid]\nalpha = [0.1, 0.2]\n[config]"))
+    apart = load(tmp_path, ("[config]", "[grid]\nalpha = [0.1, 0.2]\n[config]"), text=claimless)
     assert len({r.cohort for r in expand(apart)}) == 4

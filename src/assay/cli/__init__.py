@@ -15,17 +15,22 @@ app = App(
     version=__version__,
     help_format="plaintext",
 )
-app.command("assay.cli.run:run", name="run", help="Run a study, or any program: assay run -- CMD.")
-app.command("assay.cli.show:ls", name="ls", help="List studies, or the runs of one.")
-app.command("assay.cli.show:show", name="show", help="Show one run: state, metrics, provenance.")
-app.command("assay.cli.table:table", name="table", help="Mean ± std [n] per arm.")
-app.command("assay.cli.show:diff", name="diff", help="What differs between two runs.")
-app.command("assay.cli.judge:verdict", name="verdict", help="Judge a study's claims.")
-app.command("assay.cli.judge:freeze", name="freeze", help="Lock commit, data and criteria.")
-app.command("assay.cli.judge:invalidate", name="invalidate", help="Take a run out of evidence.")
-app.command("assay.cli.judge:restore", name="restore", help="Undo an invalidation.")
-app.command("assay.cli.log:log", name="log", help="Write EXPERIMENTS.md, or check it.")
-app.command("assay.cli.show:index", name="index", help="Refresh or rebuild the index.")
+COMMANDS = {
+    "run": ("run", "Run a study, or any program: assay run -- CMD."),
+    "ls": ("show", "List studies, or the runs of one."),
+    "show": ("show", "Show one run: state, metrics, provenance."),
+    "table": ("table", "Mean ± std [n] per arm."),
+    "diff": ("show", "What differs between two runs."),
+    "verdict": ("judge", "Judge a study's claims."),
+    "freeze": ("judge", "Lock commit, data and criteria."),
+    "invalidate": ("judge", "Take a run out of evidence."),
+    "restore": ("judge", "Undo an invalidation."),
+    "log": ("log", "Write EXPERIMENTS.md, or check it."),
+    "index": ("show", "Refresh or rebuild the index."),
+}
+"""Command → its module, and what `assay --help` says of it without loading the module."""
+for _name, (_module, _says) in COMMANDS.items():
+    app.command(f"assay.cli.{_module}:{_name}", name=_name, help=_says)
 app.command("assay.cli.addition:app", name="addition", help="Engine: transformers that add.")
 
 BROKEN_PIPE = 141
@@ -39,6 +44,9 @@ def main() -> None:
     if PROGRAM in tokens and tokens[0] == "run":
         # The first one ends the options; the second tells `run` that a program was given.
         tokens.insert(tokens.index(PROGRAM), PROGRAM)
+    if tokens[:1] and tokens[0] in COMMANDS:
+        # Of itself a command says more than that line: what its docstring says.
+        app[tokens[0]].help = None
     try:
         try:
             app(tokens, exit_on_error=False, print_error=False)

@@ -50,7 +50,12 @@ class Display:
         self._said = self._drawn = time.monotonic()
         # Drawn by `tick`, not by a thread of rich: one thread sees the rows whole.
         self._live = (
-            Live(console=self.console, auto_refresh=False, get_renderable=self._table)
+            Live(
+                console=self.console,
+                auto_refresh=False,
+                transient=True,
+                get_renderable=self._table,
+            )
             if self.console.is_terminal
             else None
         )
@@ -90,7 +95,7 @@ class Display:
         row.state, row.done = state, True
         if state.status == "completed":
             self._say(f"{row.name}: completed {_values(row)}".rstrip())
-        else:
+        elif state.status != "interrupted":
             self._say(f"{row.name}: {state.status}. {_last_line(state)}")
 
     def tick(self) -> None:
@@ -159,9 +164,11 @@ class Display:
 
 
 def _values(row: _Row) -> str:
+    """What a run shows of itself; rates are the summary's, for all runs together."""
     return "  ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in row.shown.items()
+        if not name.endswith("/s")
     )
 
 
