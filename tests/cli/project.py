@@ -16,7 +16,7 @@ from typing import Any
 
 ASSAY = str(Path(sys.executable).parent / "assay")
 
-TOY = '''
+TOY = """
 import json, os, sys, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +70,7 @@ def run(configs, contexts):
 ENGINE = Engine(name="toy", tasks={"train": Task(
     name="train", config=Config, seeds=("init",), run=run, budget=("steps",),
     metrics={"val/score": Metric(says="Score."), "test/score": Metric(says="Last.", goal="max")})})
-'''
+"""
 
 TOY_STUDY = """
 [study]

@@ -15,7 +15,9 @@ HEIGHT = 12
 
 
 def state(seed: int, status: str = "open") -> RunState:
-    record = new_record(study="s", arm="a", identity=str(seed), cell_label="all", seed_label=str(seed))
+    record = new_record(
+        study="s", arm="a", identity=str(seed), cell_label="all", seed_label=str(seed)
+    )
     return RunState(
         path=None, record=record, status=status, attempts=1, starts={}, events=[], end=None,
         summary={}, spent={}, torn_lines=0,

@@ -27,7 +27,9 @@ def project(tmp_path_factory):
 
 def loaded(code: str) -> set[str]:
     """Top-level modules that a fresh Python has after this code."""
-    code += "\nimport sys; print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
+    code += (
+        "\nimport sys; print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stderr.split())
 

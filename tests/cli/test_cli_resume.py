@@ -53,7 +53,8 @@ def kill_at(project: Project, who: str, ready) -> None:
 
 def num_rows(project: Project) -> int:
     return min(
-        [f.read_bytes().count(b"\n") for f in project.runs.glob("add/*/*/*/metrics-0-1.jsonl")] or [0]
+        [f.read_bytes().count(b"\n") for f in project.runs.glob("add/*/*/*/metrics-0-1.jsonl")]
+        or [0]
     )
 
 

@@ -201,7 +201,9 @@ def test_done_is_not_done_again_unless_asked(tmp_path):
     assert "6 done, 0 to do" in project("run", "toy").stdout
     assert len(project.folders()) == 6
     project("run", "toy", "--again")
-    generations = [json.loads((f / "run.json").read_text())["generation"] for f in project.folders()]
+    generations = [
+        json.loads((f / "run.json").read_text())["generation"] for f in project.folders()
+    ]
     assert sorted(generations) == [1] * 6 + [2] * 6
 
 

@@ -94,7 +94,9 @@ def test_signal_is_named(start, name):
 
 def test_all_output_is_kept(start):
     """10 MB of output, of any bytes, are in stdout.log to the last byte."""
-    code = "import sys; b = bytes(range(256)) * 4096; [sys.stdout.buffer.write(b) for _ in range(10)]"
+    code = (
+        "import sys; b = bytes(range(256)) * 4096; [sys.stdout.buffer.write(b) for _ in range(10)]"
+    )
     _, folder = start(code)
     assert (folder / "stdout.log").read_bytes() == bytes(range(256)) * 40960
 

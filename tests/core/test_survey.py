@@ -5,7 +5,14 @@ import itertools
 import pytest
 
 from assay.core.plan import PlannedRun
-from assay.core.run import EndRecord, append_event, create_run, new_record, write_checkpoint, write_end
+from assay.core.run import (
+    EndRecord,
+    append_event,
+    create_run,
+    new_record,
+    write_checkpoint,
+    write_end,
+)
 from assay.core.survey import survey
 
 
