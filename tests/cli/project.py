@@ -4,6 +4,7 @@ The home directory is empty, the cache is the project's, and nothing of the call
 gets through, so that a test sees what a fresh machine sees.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -254,7 +255,5 @@ def workers(project: Project) -> list[int]:
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass

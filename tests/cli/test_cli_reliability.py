@@ -56,6 +56,21 @@ def test_full_tmpfs(tmp_path):
         subprocess.run(["umount", "-l", str(project.runs)], check=True)
 
 
+def test_read_only_project(project):
+    """In a project on a read-only file system, reading works and writing is refused in words."""
+    project("run", "toy")
+    before = project("table", "toy").stdout
+    if not mounted(["--bind", str(project.root)], project.root):
+        pytest.skip("mounting is not allowed here")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(project.root)], check=True)
+        assert project("table", "toy").stdout == before
+        assert "Read-only" in project.refused("run", "toy", "--again")
+        assert "Read-only" in project.refused("log")
+    finally:
+        subprocess.run(["umount", "-l", str(project.root)], check=True)
+
+
 def test_runs_that_cannot_be_written(project):
     """Where run directories cannot be made, nothing starts, and one paragraph says so."""
     project.write("runs", "a file where the folder should be")

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import time
 
 import pytest
@@ -38,17 +39,16 @@ def finish(project: Project, study: str = "add") -> None:
 
 def kill_at(project: Project, who: str, ready) -> None:
     """Start `assay run`, wait until it is ready, and kill the worker, the runner or both."""
-    with open(os.devnull, "w") as nowhere:
-        runner = project.start("run", "add", stdout=nowhere, stderr=nowhere)
-        ready(runner)
-        # /proc tells the worker's parent; a dead runner's worker must be found before.
-        found = [pid for pid in workers(project) if pid != runner.pid]
-        if who in ("runner", "both"):
-            kill(runner.pid)
-        if who in ("worker", "both"):
-            for pid in found:
-                kill(pid)
-        runner.wait()
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    runner = project.start("run", "add", **quiet)
+    ready(runner)
+    found = [pid for pid in workers(project) if pid != runner.pid]
+    if who in ("runner", "both"):
+        kill(runner.pid)
+    if who in ("worker", "both"):
+        for pid in found:
+            kill(pid)
+    runner.wait()
 
 
 def num_rows(project: Project) -> int:
@@ -192,6 +192,18 @@ def test_killed_worker_takes_its_program_along(tmp_path):
     assert runner.returncode == 2, (out, err)
     assert "1 run(s) were stopped" in out
     wait_for(lambda: not workers(project), seconds=5)
+
+
+def test_orphaned_worker_keeps_its_runs(tmp_path):
+    """While a worker whose runner was killed goes on, nobody else computes its runs."""
+    project = Project(tmp_path).toy(step_s="0.5")
+    runner = project.start("run", "toy", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: len(list(project.runs.glob("toy/*/*/*/metrics-0-1.jsonl"))) == 6)
+    kill(runner.pid)
+    runner.wait()
+    assert "6 run(s) were taken by another" in project("run", "toy").stdout
+    wait_for(lambda: not workers(project))
+    assert [attempts(folder) for folder in project.folders()] == [["completed"]] * 6
 
 
 def test_hangup_that_is_ignored_stays_ignored(tmp_path):

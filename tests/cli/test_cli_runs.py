@@ -96,6 +96,7 @@ def test_unset_variable_is_told_before_anything_starts(tmp_path):
     project.write("look.py", LOOK)
     project.write("studies/look.toml", LOOK_STUDY)
     assert "PASSED is not set" in project.refused("run", "look")
+    assert "PASSED is not set" in project.refused("run", "look", "--dry-run")
     assert not project.runs.exists()
 
 

@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,12 @@ def test_run_table_has_what_was_run(project):
     folder = project.add("a", 1, 0.5, series={LOSS: [3.0, 2.0, 1.0]})
     with project.index() as index:
         (run,) = index.runs("s")
-        assert (run.id, run.arm, run.seed_label, run.status) == (run_id(folder), "a", "1", "completed")
+        assert (run.id, run.arm, run.seed_label, run.status) == (
+            run_id(folder),
+            "a",
+            "1",
+            "completed",
+        )
         rows = {row.name: row for row in index.run_values(run.id)}
         assert (rows[SCORE].value, rows[SCORE].source) == (0.5, "summary")
         loss = rows[LOSS]
@@ -188,10 +194,8 @@ def change(project, plan, chance):
         (folder / "run.json").unlink()
         (folder / "run.json").write_bytes(b'{"half')
     else:
-        try:
+        with suppress(StoreError):  # Damaged before.
             attempt(folder, {SCORE: chance.random()}, status="completed" if what == "end" else None)
-        except StoreError:
-            pass  # Damaged before.
 
 
 def test_deleted_index_is_made_anew(project):
@@ -240,11 +244,13 @@ def test_overwritten_page(project, start):
         return
     content[start : start + 4096] = b"\xa5" * 4096
     path.write_bytes(content)
+    told = ""
     try:
         with project.index() as index:
             assert answers(index) == before
     except StoreError as error:
-        assert "delete it" in str(error)
+        told = str(error)
+    assert not told or "delete it" in told
 
 
 @pytest.mark.parametrize("version", [1, 999])
@@ -311,6 +317,25 @@ def test_two_processes_at_once(project):
     processes = [subprocess.Popen(args), subprocess.Popen([*args, "rebuild"])]
     assert [p.wait(60) for p in processes] == [0, 0]
     with project.index() as index:
+        assert answers(index) == before
+
+
+def test_rebuilding_hides_nothing(project, monkeypatch):
+    """Whoever reads while the index is rebuilt sees all runs, at any moment."""
+    project.fill(a=[0.1, 0.2, 0.3])
+    with project.index() as index:
+        before = answers(index)
+        seen = []
+
+        def slow(runs_dir, paths):
+            for one in scan.load(runs_dir, paths):
+                with Index(project.settings.index_path, project.runs) as other:
+                    seen.append(answers(other))
+                yield one
+
+        monkeypatch.setattr(index_module, "load", slow)
+        index.rebuild()
+        assert seen == [before] * 3
         assert answers(index) == before
 
 

@@ -92,7 +92,9 @@ def test_identity_is_the_computation(tmp_path):
     """Question, claims and other seeds do not change what a run computes; a setting does."""
     project = Project(tmp_path)
     before = {r.key: r.identity for r in project.plan()}
-    project.write(edit(STUDY, ("Is b better than a?", "Who?"), ("> 0", "> 1"), ("2, 3]", "2, 3, 4]")))
+    project.write(
+        edit(STUDY, ("Is b better than a?", "Who?"), ("> 0", "> 1"), ("2, 3]", "2, 3, 4]"))
+    )
     after = {r.key: r.identity for r in project.plan()}
     assert before.items() < after.items()
     project.write(edit(STUDY, ("width = 8", "width = 9")))

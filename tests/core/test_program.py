@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from assay.core import program
 from assay.core.errors import ConfigError, DataError, LaunchError
 from assay.core.metrics import read_metrics
 from assay.core.program import run_program
@@ -101,11 +102,19 @@ def test_all_output_is_kept(start):
     assert (folder / "stdout.log").read_bytes() == bytes(range(256)) * 40960
 
 
-def test_last_words_are_kept(start):
-    """What is written at the very end is read although the program is gone by then."""
-    for _ in range(10):
-        _, folder = start("", command=("/bin/sh", "-c", "echo first; exec echo last"))
-        assert (folder / "stdout.log").read_text() == "first\nlast\n"
+def test_last_words_are_kept(start, monkeypatch):
+    """What is written between the last look at the pipe and the program's end is read too."""
+    real = program._read
+
+    def slow(fd: int) -> bytes | None:
+        chunk = real(fd)
+        if chunk is None:
+            time.sleep(0.5)
+        return chunk
+
+    monkeypatch.setattr(program, "_read", slow)
+    _, folder = start("", command=("/bin/sh", "-c", "sleep 0.2; echo last"))
+    assert (folder / "stdout.log").read_text() == "last\n"
 
 
 def test_output_of_a_daemon_does_not_delay_the_end(start):

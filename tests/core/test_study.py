@@ -33,10 +33,9 @@ def load(folder, *pairs, text=STUDY):
 
 def refuse(folder, *pairs, text=STUDY, plan=False):
     """The message for a study file with these changes."""
+    use = expand if plan else (lambda study: study)
     with pytest.raises(StudyError) as caught:
-        study = load(folder, *pairs, text=text)
-        if plan:
-            expand(study)
+        use(load(folder, *pairs, text=text))
     assert "\n" not in str(caught.value).strip(), "one paragraph"
     return str(caught.value)
 
@@ -192,7 +191,9 @@ def test_engine_and_command_exclude_each_other(tmp_path):
     """An arm has an engine or a command, not both and not none."""
     both = refuse(tmp_path, ('method = "b"', 'method = "b"\ncmd = "x"'))
     neither = refuse(
-        tmp_path, ('cmd = "python train.py --method {method} --seed {seed.init}"\n', ""), text=COMMANDS
+        tmp_path,
+        ('cmd = "python train.py --method {method} --seed {seed.init}"\n', ""),
+        text=COMMANDS,
     )
     assert "exactly one" in both
     assert "exactly one" in neither
@@ -233,7 +234,11 @@ def test_first_arm_is_the_baseline_and_part_of_the_digest(tmp_path):
     """Without a declared baseline the order of arms decides, so it is in the digest."""
     plain = edit(STUDY, ('baseline = "a"\n', ""))
     swapped = edit(
-        plain, ('[arms.a]\nmethod = "a"\n[arms.b]\nmethod = "b"', '[arms.b]\nmethod = "b"\n[arms.a]\nmethod = "a"')
+        plain,
+        (
+            '[arms.a]\nmethod = "a"\n[arms.b]\nmethod = "b"',
+            '[arms.b]\nmethod = "b"\n[arms.a]\nmethod = "a"',
+        ),
     )
     one, two = load_study(write(tmp_path, plain)), load_study(write(tmp_path, swapped))
     assert (one.baseline, two.baseline) == ("a", "b")

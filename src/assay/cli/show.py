@@ -86,7 +86,7 @@ def show(run: str, *, json: bool = False) -> None:
         facts = index.facts(found.id)
     event = invalidations(ledger(settings)).get(found.id)
     if json:
-        metrics = [row._asdict() for row in values]
+        metrics = msgspec.to_builtins(values)
         print_json(msgspec.to_builtins(found) | {"metrics": metrics, "provenance": facts})
         return
     console = Output()

@@ -145,12 +145,10 @@ class StudyEvidence:
     @cached_property
     def metrics(self) -> frozenset[str]:
         """Metrics that are declared or were logged by runs that count."""
-        logged = {
-            name
-            for run in self.selection.counting.values()
-            for name in self.selection.values.get(run.id, {})
-        }
-        return frozenset({*self.study.metrics, *logged})
+        known = set(self.study.metrics)
+        for run in self.selection.counting.values():
+            known.update(self.selection.values.get(run.id, ()))
+        return frozenset(known)
 
     def values(self, metric: str, arm: str, cell: Mapping[str, Any]) -> Mapping[str, float | None]:
         """Seed label → final value; None for a run that failed or has no such value."""

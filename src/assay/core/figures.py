@@ -24,6 +24,7 @@ COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#B
 """Paul Tol's bright scheme: told apart by colour-blind readers."""
 MAX_PANELS = 16
 MAX_POINTS = 512
+LARGEST = 1e30
 Curve = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 
@@ -90,7 +91,10 @@ def _curves(
     for planned in selection.planned:
         run = selection.counting.get(planned.key)
         if run is not None and run.id in known:
-            found.setdefault(planned.key[:2], []).append(known[run.id])
+            steps, values = known[run.id]
+            # A diverged value beyond what an axis can show is a gap.
+            drawable = np.where(np.abs(values) <= LARGEST, values, np.nan)
+            found.setdefault(planned.key[:2], []).append((steps, drawable))
     return found
 
 
@@ -158,7 +162,12 @@ def _style(axis: Axes, known: Metric | None, metric: str, cell: Mapping[str, obj
     positive = [y for y in shown if math.isfinite(y) and y > 0]
     if known is not None and known.low == 0 and known.high == 1:
         axis.set_ylim(-0.02, 1.02)
-    elif "loss" in metric and len(positive) == sum(map(math.isfinite, shown)) and positive:
+    elif (
+        "loss" in metric
+        and len(positive) == sum(map(math.isfinite, shown))
+        and positive
+        and (min(positive) > 1 / LARGEST)
+    ):
         axis.set_yscale("log")
         # The band may reach below zero; the axis is for the seeds.
         axis.set_ylim(bottom=0.8 * min(positive))

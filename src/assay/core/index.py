@@ -16,6 +16,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -190,12 +191,12 @@ class Index:
         rows = self._query(
             "SELECT m.* FROM runs r JOIN metrics m ON m.run = r.id WHERE r.study = ?", (study,)
         )
-        return list(map(MetricRow._make, rows))
+        return [MetricRow(*row) for row in rows]
 
     def run_values(self, run_id: str) -> list[MetricRow]:
         """One row a metric of a run."""
         rows = self._query("SELECT * FROM metrics WHERE run = ? ORDER BY name", (run_id,))
-        return list(map(MetricRow._make, rows))
+        return [MetricRow(*row) for row in rows]
 
     def curve(self, run_id: str, name: str) -> Curve | None:
         """Steps and values of a metric, thinned; None if it has no series."""
@@ -303,7 +304,8 @@ class Index:
         self.db.execute(
             "INSERT OR IGNORE INTO facts VALUES (?, ?)", (loaded.facts_digest, loaded.facts)
         )
-        self.db.executemany("INSERT INTO metrics VALUES (?,?,?,?,?,?,?,?,?)", loaded.metrics)
+        rows = map(msgspec.structs.astuple, loaded.metrics)
+        self.db.executemany("INSERT INTO metrics VALUES (?,?,?,?,?,?,?,?,?)", rows)
         self.db.executemany("INSERT INTO curves VALUES (?,?,?,?)", _blobs(loaded.curves))
 
     def _misplaced(self, path: str, loaded: LoadedRun) -> str | None:
@@ -332,8 +334,7 @@ def _open(path: Path) -> sqlite3.Connection:
         db = sqlite3.connect(path, timeout=LOCK_TIMEOUT_S, isolation_level=None)
         try:
             _prepare(db)
-            if not _is_cut(db, path):
-                return db
+            return db
         except sqlite3.OperationalError:
             db.close()
             raise
@@ -364,15 +365,6 @@ def _prepare(db: sqlite3.Connection) -> None:
             db.execute(statement)
         db.execute(f"PRAGMA user_version = {VERSION}")
     db.execute("COMMIT")
-
-
-def _is_cut(db: sqlite3.Connection, path: Path) -> bool:
-    """Whether the file is shorter than it says, and no write-ahead log holds the rest."""
-    wal = path.with_name(f"{path.name}-wal")
-    if wal.exists() and wal.stat().st_size:
-        return False
-    pages, size = (db.execute(f"PRAGMA {p}").fetchone()[0] for p in ("page_count", "page_size"))
-    return path.stat().st_size < int(pages) * int(size)
 
 
 def _remove(path: Path) -> None:

@@ -6,7 +6,6 @@ sees it. What it sees replaces what was given, and the difference is told as an 
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from assay.core.environment import describe_environment, salt_of

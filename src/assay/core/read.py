@@ -90,7 +90,7 @@ class IndexedRun(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 _DECODER = msgspec.json.Decoder(IndexedRun)
 
 
-class MetricRow(NamedTuple):
+class MetricRow(msgspec.Struct, frozen=True, order=True, gc=False):
     """The final value of one metric of one run.
 
     `value` is what the run gave as its summary (`source` "summary"), else the value at the
@@ -108,6 +108,10 @@ class MetricRow(NamedTuple):
     last_step: int | None
     low: float | None
     high: float | None
+
+    def _asdict(self) -> dict[str, Any]:
+        """As a table, for display; named as in a named tuple."""
+        return msgspec.structs.asdict(self)
 
 
 class CurveRow(NamedTuple):

@@ -62,8 +62,8 @@ def delta(row: Cell) -> str:
 
 
 def seed_values(row: Cell) -> str:
-    """`42: 0.11, 43: 0.999`: every seed with its value."""
-    return ", ".join(f"{seed}: {number(value)}" for seed, value in row.seeds.items())
+    """`42: 0.11, 43: –`: every run that ended, with its value; a dash where it has none."""
+    return ", ".join(f"{seed}: {number(row.seeds.get(seed))}" for seed in row.run_ids)
 
 
 def table_markdown(table: Table, *, seeds: bool = False) -> str:

@@ -4,7 +4,6 @@ What is done is read again from the run directories once the lock is held, so th
 of one study never compute one run twice.
 """
 
-import contextlib
 import fcntl
 import os
 import resource
@@ -41,6 +40,7 @@ from assay.core.survey import Pending, survey
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL_S = 0.2
+OPEN_FILES = 65_536
 ENDED_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that say nothing about the run; any other, such as SIGSEGV, is a failure of it."""
 
@@ -363,9 +363,10 @@ def _release(locks: Sequence[int]) -> None:
 
 def _allow_open_files() -> None:
     """Every running run holds a lock file: take what the system gives without asking."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """One study's section of the log, as Markdown: a pure function of the index and the ledger."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from assay.core.claims import Judgement
@@ -39,7 +40,7 @@ def study_section(
         "### Claims\n",
         _claims(result.judgements),
         "### Results\n",
-        table_markdown(table, seeds=True),
+        table_markdown(_without_invalid(table), seeds=True),
         *_struck(result, table, index, events),
         *(f"![{study.id}: {path}]({path})\n" for path in figures),
         "### Setup\n",
@@ -106,6 +107,11 @@ def _seeds(value: tuple[int, ...] | str) -> str:
 
 def _text(value: object) -> str:
     return value if isinstance(value, str) else canonical(value)
+
+
+def _without_invalid(table: Table) -> Table:
+    """Invalidated runs are told below the table, with their values."""
+    return replace(table, notes=tuple(n for n in table.notes if ": invalidated " not in n))
 
 
 def _struck(
@@ -236,5 +242,12 @@ def _commands(study: Study) -> str:
         if "studies" in path.parts
         else path.name
     )
-    lines = [f"assay run {name}", f"assay table {study.id} --seeds", f"assay verdict {study.id}"]
+    frozen = any(claim.phase == "frozen" for claim in study.claims.values())
+    lines = [
+        *([f"assay freeze {study.id}"] if frozen else []),
+        f"assay run {name}",
+        f"assay table {study.id} --seeds",
+        f"assay verdict {study.id}",
+        "assay log",
+    ]
     return "```\n" + "\n".join(lines) + "\n```\n"

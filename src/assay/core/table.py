@@ -128,9 +128,9 @@ def build_table(study: Study, selection: Selection, metrics: Sequence[str]) -> T
 
 def known_metrics(study: Study, selection: Selection) -> list[str]:
     """Metrics that runs which count have, those with a definition and a direction first."""
-    logged = {
-        name for run in selection.counting.values() for name in selection.values.get(run.id, {})
-    }
+    logged: set[str] = set()
+    for run in selection.counting.values():
+        logged.update(selection.values.get(run.id, ()))
 
     def rank(name: str) -> tuple[int, str]:
         known = study.metrics.get(name)

@@ -1,0 +1,125 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lab import LOSS, SCORE, STUDY, Project, add_run, edit
+
+from assay.core.figures import band, draw_figures, figure_metrics, figure_path
+from assay.core.statistics import mean_interval
+
+
+def curve(steps, values):
+    return np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64)
+
+
+@pytest.fixture
+def project(tmp_path):
+    return Project(tmp_path)
+
+
+def draw(project):
+    with project.index() as index:
+        return draw_figures(project.study, project.select(), index, project.settings.figures_dir)
+
+
+@given(st.lists(st.lists(st.floats(-1e3, 1e3), min_size=4, max_size=4), min_size=2, max_size=6))
+def test_band_is_the_t_interval_at_each_step(values):
+    """On common steps the band is the mean's 95 % t interval, step by step."""
+    steps, mean, low, high = band([curve([0, 1, 2, 5], v) for v in values])
+    assert steps.tolist() == [0, 1, 2, 5]
+    for i in range(4):
+        expected = mean_interval([v[i] for v in values])
+        got = (mean[i], low[i], high[i])
+        assert got == pytest.approx((expected.estimate, expected.low, expected.high), abs=1e-6)
+
+
+def test_band_covers_the_range_that_all_seeds_have():
+    """A run that stopped early ends the band; it does not bend the mean."""
+    steps, mean, _, _ = band([curve([0, 1, 2, 3], [0, 1, 2, 3]), curve([1, 2], [1, 2])])
+    assert steps.tolist() == [1, 2]
+    assert mean.tolist() == [1, 2]
+
+
+def test_thinned_curves_keep_a_full_band():
+    """Curves that kept other points in each seed still have a mean over their whole range."""
+    a = curve(range(0, 1000, 2), range(0, 1000, 2))
+    b = curve([0, *range(1, 998, 2), 998], [0, *range(1, 998, 2), 998])
+    steps, mean, low, high = band([a, b])
+    assert steps.size > 400
+    assert np.allclose(mean, steps)
+    assert np.allclose(low, steps)
+    assert np.allclose(high, steps)
+
+
+def test_one_seed_has_no_band():
+    """One seed: the band is the mean."""
+    _, mean, low, high = band([curve([0, 1], [1, 2])])
+    assert mean.tolist() == low.tolist() == high.tolist() == [1, 2]
+
+
+def test_non_finite_values_leave_a_gap():
+    """Where a seed is not finite there is no mean and no band; elsewhere both stand."""
+    _, mean, low, _ = band([curve([0, 1, 2], [1, math.nan, 3]), curve([0, 1, 2], [2, 2, math.inf])])
+    assert mean[0] == 1.5
+    assert low[0] < 1.5
+    assert math.isnan(mean[1])
+    assert not math.isfinite(mean[2])
+
+
+def test_steps_out_of_order_and_twice():
+    """Rows in any order are sorted; of two at one step the last counts."""
+    steps, mean, _, _ = band([curve([2, 0, 1, 1], [5, 3, 9, 4])])
+    assert steps.tolist() == [0, 1, 2]
+    assert mean.tolist() == [3, 4, 5]
+
+
+def test_seeds_without_a_common_range_have_no_mean():
+    """Curves that do not overlap give an empty mean, not an error."""
+    assert band([curve([0, 1], [1, 1]), curve([5, 6], [1, 1])])[0].size == 0
+
+
+def test_metrics_with_direction_and_curve(project):
+    """Only a metric with a direction that has a curve is drawn."""
+    project.add("a", 1, 0.5, series={LOSS: [2.0, 1.0], "model/parameters": [1.0, 1.0]})
+    with project.index() as index:
+        assert figure_metrics(project.study, project.select(), index) == [LOSS]
+
+
+def test_invalid_runs_are_not_drawn(project):
+    """A run that does not count has no curve in a figure."""
+    project.add("a", 1, 0.5, series={LOSS: [2.0, 1.0]})
+    project.write(edit(STUDY, ("width = 8", "width = 9")))
+    assert draw(project) == []
+
+
+def test_same_index_same_bytes(project):
+    """A figure is a pure function of the runs."""
+    for seed in (1, 2, 3):
+        project.add("a", seed, 0.5, series={LOSS: [3.0, 2.0, seed / 10]})
+    (path,) = draw(project)
+    assert path == figure_path(project.settings.figures_dir, project.study, LOSS)
+    first = path.read_bytes()
+    assert first.startswith(b"\x89PNG")
+    draw(project)
+    assert path.read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    "values", [[math.nan, math.nan], [0.0, -1.0], [math.inf, 1.0], [1e300, 1e-300], [1.0, 1.0]]
+)
+def test_odd_values_can_be_drawn(project, values):
+    """NaN, zero, negative, infinite and enormous values draw without a warning."""
+    project.add("a", 1, 0.5, series={LOSS: values})
+    project.add("b", 1, 0.5, series={LOSS: [2.0, 1.0]})
+    assert len(draw(project)) == 1
+
+
+def test_one_panel_a_cell(project):
+    """A grid gives panels; more cells than fit are said, and cells without runs stay empty."""
+    text = STUDY.partition("[claims")[0]
+    grid = f"[grid]\nalpha = {[i / 10 for i in range(20)]}\n[config]"
+    project.write(edit(text, ("[config]", grid)))
+    add_run(project.runs, project.plan("b")[3], summary={SCORE: 1.0}, series={LOSS: [2.0, 1.0]})
+    assert draw(project)[0].stat().st_size > 1000
