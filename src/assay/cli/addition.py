@@ -26,10 +26,10 @@ STATE = "state.safetensors"
 class PlainContext:
     """A run that writes plain files into one folder: the lab's `RunContext` without the lab."""
 
-    def __init__(self, folder: Path, *, seeds: Mapping[str, int], threads: int, quiet: bool):
+    def __init__(self, folder: Path, *, seeds: Mapping[str, int], quiet: bool):
         self.seeds: Mapping[str, int] = dict(seeds)
         self.device = "cpu"
-        self.threads = threads
+        self.threads = 1
         self.data_dir: Path | None = None
         self.stop = False
         self._folder, self._quiet = folder, quiet
@@ -118,7 +118,6 @@ def train(
     set_: Annotated[
         list[str] | None, Parameter(name="--set", consume_multiple=True, negative="")
     ] = None,
-    threads: int = 2,
     quiet: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Train one configuration with one or more seeds, stacked in this process.
@@ -132,12 +131,11 @@ def train(
         data_seed: One data seed for all runs instead of each run's own seed.
         set_: Settings as name=value, as in a study's [config]: --set d_model=8 d_ff=28 lr=0.015.
             Values are JSON; words need no quotes.
-        threads: Runs computed at the same time.
         quiet: No progress lines.
     """
     config = _config(set_ or [])
     seeds = seed or [0]
-    contexts = _contexts(out, seeds, data_seed, threads=threads, quiet=quiet)
+    contexts = _contexts(out, seeds, data_seed, quiet=quiet)
     from assay.engines.addition.train import train as train_cohort
 
     with _interruptible(contexts):
@@ -156,7 +154,7 @@ def train(
 
 
 def _contexts(
-    out: Path, seeds: Sequence[int], data_seed: int | None, *, threads: int, quiet: bool
+    out: Path, seeds: Sequence[int], data_seed: int | None, *, quiet: bool
 ) -> list[PlainContext]:
     """One folder a seed; nothing is made before everything is checked."""
     if len(set(seeds)) != len(seeds):
@@ -166,14 +164,11 @@ def _contexts(
             f"seeds must be 0 or more; got {seeds} and data seed {data_seed}. Any whole number "
             "from 0 will do."
         )
-    if threads < 1:
-        raise ConfigError(f"--threads must be at least 1; got {threads}. Use one a free core.")
     try:
         return [
             PlainContext(
                 out / f"seed-{s}",
                 seeds={"init": s, "data": s if data_seed is None else data_seed},
-                threads=threads,
                 quiet=quiet,
             )
             for s in seeds

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -25,13 +26,13 @@ from assay.core.errors import AssayError, LaunchError
 from assay.core.freeze import phase_of
 from assay.core.launch.job import Job, JobRun
 from assay.core.ledger import invalidations
-from assay.core.plan import expand
+from assay.core.plan import PlannedRun, expand
 from assay.core.provenance import find_program
 from assay.core.run import RunState, create_run, new_record, read_run
 from assay.core.runner import STOP_SIGNALS, Execution, Runner
 from assay.core.settings import Settings
 from assay.core.study import Collect, Study
-from assay.core.survey import Survey, survey
+from assay.core.survey import Pending, Survey, survey
 from assay.core.worker import Stop, compute
 
 NOTHING = Collect()
@@ -113,9 +114,10 @@ def run_study(
     phase, why = phase_of(study, settings, events)
     found = survey(planned, settings.runs_dir, phase=phase, invalid=invalid, again=again)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    at_a_time = min(jobs or cores or 1, len({run.cohort for run in planned}))
+    at_once, threads = _division(study, planned, jobs or cores or 1, cores or 1)
+    cohorts = found.cohorts(at_least=at_once)
     console = Output()
-    show_plan(study, found, why, console, at_a_time)
+    show_plan(study, found, cohorts, why, console)
     if dry_run or not found.pending:
         return
     with Display(len(found.pending), console) as display:
@@ -124,20 +126,42 @@ def run_study(
             settings=settings,
             observer=display,
             phase=phase,
-            jobs=at_a_time,
-            threads=max(1, (cores or 1) // at_a_time),
+            jobs=at_once,
+            threads=threads,
             device=device,
             again=again,
             invalid=invalid,
         )
-        result = runner.execute(found.cohorts())
+        result = runner.execute(cohorts)
     sys.exit(_tell(result, study, console))
 
 
-def show_plan(study: Study, found: Survey, why: str, console: Console, jobs: int) -> None:
+def _division(
+    study: Study, planned: Sequence[PlannedRun], jobs: int, cores: int
+) -> tuple[int, int]:
+    """How many processes compute at once, and on how many threads each.
+
+    It follows from the whole plan and not from what is left of it: a resumed arm must not differ
+    from the others in its threads.
+    """
+    limit = study.task.max_threads if study.task else None
+    num_cohorts = len({run.cohort for run in planned})
+    if limit is None:
+        at_once = min(jobs, num_cohorts)
+        return at_once, max(1, cores // at_once)
+    # A cohort cannot use all cores: it is divided among processes.
+    return min(jobs, len(planned)), limit
+
+
+def show_plan(
+    study: Study,
+    found: Survey,
+    cohorts: Sequence[Sequence[Pending]],
+    why: str,
+    console: Console,
+) -> None:
     """Print what there is to do, and what it will cost where earlier runs tell."""
     planned = len(found.done) + len(found.pending)
-    cohorts = found.cohorts()
     console.print(Text.assemble((study.id, "bold"), f": {study.table.question}"))
     table = Table(box=None, pad_edge=False)
     for column in ("arm", "cells", "runs", "done", "to do", "goes on from"):
@@ -150,12 +174,11 @@ def show_plan(study: Study, found: Survey, why: str, console: Console, jobs: int
         table.add_row(arm, str(len(cells)), str(len(done) + len(open_runs)), str(len(done)),
                       str(len(open_runs)), ", ".join(f"step {s:,}" for s in steps))  # fmt: skip
     console.print(table)
-    durations = sorted(s.end.duration_s for _, s in found.done if s.end)
+    shares = sorted(s.spent.get("process_s", 0.0) for _, s in found.done)
     cost = ""
-    if durations and found.pending:
-        each = durations[len(durations) // 2]
-        rounds = -(-len(cohorts) // jobs)
-        cost = f"; about {duration(each * rounds)}, since a cohort took {each:,.0f} s before"
+    if shares and found.pending:
+        each = shares[len(shares) // 2]
+        cost = f"; about {duration(each * len(found.pending))} of process time, from what is done"
     console.print(
         f"{planned} runs, {len(found.done)} done, {len(found.pending)} to do in {len(cohorts)} "
         f"cohort(s); {why}{cost}."

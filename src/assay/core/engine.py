@@ -96,6 +96,8 @@ class Task:
             Called in the child process, before training.
         environment: Facts about this engine's build that belong to the provenance of a run,
             such as library versions and compiled extensions.
+        max_threads: How many CPU threads one process can use; None for any number. A cohort of a
+            task that cannot use all cores is divided among processes, which changes no result.
     """
 
     name: str
@@ -107,6 +109,7 @@ class Task:
     budget: tuple[str, ...] = ()
     fingerprint: Callable[[Any, Mapping[str, int]], dict[str, str]] = lambda config, seeds: {}
     environment: Callable[[], dict[str, str]] = dict
+    max_threads: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

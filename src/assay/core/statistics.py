@@ -6,12 +6,13 @@ by the same formulas that judge it. Intervals are nested: a higher confidence ne
 narrower one, and (with `assumed_n`) more seeds never a wider one.
 """
 
+import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 MAX_SEEDS = 100_000
 """Where the search for the number of seeds that would decide gives up."""
@@ -109,6 +110,8 @@ def bootstrap_mean_interval(
     if n == 1 or spread == 0:
         return mean_interval(values, confidence)
     _tail(confidence)
+    # scipy.stats takes half a second to load, and nearly every command imports this module.
+    stats = importlib.import_module("scipy.stats")
     found = stats.bootstrap(
         (np.asarray(values, dtype=np.float64),),
         np.mean,
@@ -328,7 +331,7 @@ def ratio_interval(
 def sign_test(a: Sequence[float], b: Sequence[float]) -> float:
     """Two-sided p-value that a and b win equally often on the same seeds; ties are left out.
 
-    The exact binomial test (scipy). All ties: 1.
+    The exact binomial test: twice the smaller tail. All ties: 1.
 
     Raises:
         ValueError: Unequal lengths.
@@ -337,7 +340,7 @@ def sign_test(a: Sequence[float], b: Sequence[float]) -> float:
     losses = sum(x < y for x, y in zip(a, b, strict=True))
     if wins + losses == 0:
         return 1.0
-    return float(stats.binomtest(wins, wins + losses, 0.5).pvalue)
+    return min(1.0, 2 * float(special.bdtr(min(wins, losses), wins + losses, 0.5)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -357,7 +360,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def chance_to_reach(successes: int, n: int, rate: float) -> float:
     """How often an arm with a true rate shows at least so many successes in n runs."""
-    return float(stats.binom.sf(successes - 1, n, rate))
+    return 1.0 if successes <= 0 else float(special.bdtrc(successes - 1, n, rate))
 
 
 def seeds_to_separate(

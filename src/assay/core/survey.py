@@ -43,16 +43,23 @@ class Survey:
     pending: tuple[Pending, ...]
     broken: tuple[str, ...]
 
-    def cohorts(self) -> list[list[Pending]]:
+    def cohorts(self, at_least: int = 1) -> list[list[Pending]]:
         """Pending runs grouped by what is computed together.
 
-        Runs of one cohort start at one step. That changes no result: a seed in a cohort equals
-        the seed alone.
+        Runs of one cohort start at one step, and the largest cohorts are divided until there are
+        `at_least` so many, if there are as many runs. Neither changes a result: a seed in a
+        cohort equals the seed alone.
         """
         groups: dict[tuple[str, int | None], list[Pending]] = {}
         for run in self.pending:
             groups.setdefault((run.planned.cohort, run.start_step), []).append(run)
-        return list(groups.values())
+        cohorts = list(groups.values())
+        while len(cohorts) < min(at_least, len(self.pending)):
+            largest = max(cohorts, key=len)
+            half = (len(largest) + 1) // 2
+            place = cohorts.index(largest)
+            cohorts[place : place + 1] = [largest[:half], largest[half:]]
+        return cohorts
 
 
 def survey(

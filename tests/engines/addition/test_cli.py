@@ -18,7 +18,7 @@ def call(*arguments):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
-    call("train", out, "--seed", 3, 5, "--set", *SETTINGS, "--threads", 1, "--quiet")
+    call("train", out, "--seed", 3, 5, "--set", *SETTINGS, "--quiet")
     return out
 
 
@@ -53,7 +53,7 @@ def test_predict_says_whether_it_is_right(trained, capsys):
 
 def test_the_same_command_goes_on_after_ctrl_c(trained, tmp_path, monkeypatch):
     """Rows and weights equal those of the uninterrupted run, byte for byte."""
-    command = ["train", tmp_path, "--seed", 3, 5, "--set", *SETTINGS, "--threads", 1, "--quiet"]
+    command = ["train", tmp_path, "--seed", 3, 5, "--set", *SETTINGS, "--quiet"]
     asked = []
 
     def stop_at_the_third_time(context):
@@ -91,7 +91,6 @@ def test_bad_operands_are_refused(trained, bad):
         (["train", "out", "--set", "d_model"], ConfigError),
         (["train", "out", "--set", "d_model=wide"], ConfigError),
         (["train", "out", "--seed", "1", "1"], ConfigError),
-        (["train", "out", "--threads", "0"], ConfigError),
     ],
 )
 def test_bad_input_is_an_error_of_one_paragraph(arguments, error, tmp_path, monkeypatch):

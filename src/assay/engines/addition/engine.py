@@ -78,7 +78,6 @@ def _environment() -> dict[str, str]:
 
     return {
         "torch": torch.__version__,
-        "torch threads": str(torch.get_num_threads()),
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
         "mkl": "yes" if torch.backends.mkl.is_available() else "no",
         "kernel": "torch operations, one seed at a time",
@@ -98,6 +97,7 @@ ENGINE = Engine(
             budget=("steps",),
             fingerprint=_fingerprint,
             environment=_environment,
+            max_threads=1,
         )
     },
     packages=("torch", "numpy", "safetensors"),

@@ -1,19 +1,17 @@
 """The training loop of the addition engine: one cohort of runs.
 
 A cohort is a stack of parameter rows. Each run has its own generators, batches, optimizer state
-and learning rate; threads take runs in turn, some steps at a time, so that a run's working set
-stays in the cache of one core. Nothing passes between runs: seed s in a cohort equals seed s
-alone, and an interrupted run equals an uninterrupted one, bit for bit on the CPU.
+and learning rate; runs take turns of some steps, so that a run's working set stays in the cache.
+Nothing passes between runs: seed s in a cohort equals seed s alone, and an interrupted run equals
+an uninterrupted one, bit for bit on the CPU. One process computes on one thread; the lab divides
+a cohort among processes to use more cores.
 """
 
 import math
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 
 import torch
 
@@ -42,7 +40,7 @@ from assay.engines.addition.model import Parameters, loss_and_grad
 from assay.engines.addition.optim import AdamW, learning_rate
 
 CHUNK_STEPS = 20
-"""Steps that a thread gives a run before it turns to the next."""
+"""Steps of one run before the next has its turn."""
 
 
 class Run:
@@ -230,23 +228,25 @@ def train(configs: Sequence[AdditionConfig], contexts: Sequence[RunContext]) -> 
     runs = [Run(config, context, stack, i) for i, (config, context) in enumerate(pairs)]
     for run in runs:
         run.resume()
-    with _workers(configs[0], min(contexts[0].threads, len(runs))) as each:
+    with _one_thread():
+        work = Workspace(configs[0], configs[0].batch_size)
         pace = Pace(runs)
         while (step := min(run.step for run in runs)) < configs[0].steps:
             until = _boundary(configs[0], step)
             behind = [run for run in runs if run.step < until]
-            each(behind, partial(Run.advance, until=until))
+            for run in behind:
+                run.advance(work, until=until)
             if until % configs[0].eval_interval == 0 or until == configs[0].steps:
-                each(behind, Run.evaluate)
                 for run in behind:
+                    run.evaluate(work)
                     run.record()
             pace.show(runs)
             if any(context.should_stop() for context in contexts):
                 for run in behind:
                     run.save()
                 return
-        each(runs, Run.test)
         for run in runs:
+            run.test(work)
             run.finish()
         pace.close(runs)
 
@@ -309,37 +309,17 @@ class Pace:
                 run.context.summary({"speed/model_steps_per_s": speed})
 
 
-Each = Callable[[Sequence[Run], Callable[[Run, Workspace], None]], None]
-
-
 @contextmanager
-def _workers(config: AdditionConfig, num_threads: int) -> Iterator[Each]:
-    """A function that does something to each run, `num_threads` runs at a time.
+def _one_thread() -> Iterator[None]:
+    """Every operation on the calling thread, without autograd.
 
-    Every operation runs on the one thread of its worker: two threads on two runs are faster than
-    two on one, and the arithmetic does not depend on how many there are.
+    A second thread gained 1.0 to 1.2 times (operations this small hold the interpreter), and one
+    process in sixty then differed in the last bits from the others.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    local = threading.local()
-
-    def prepare() -> None:
-        torch.set_num_threads(1)
-        torch.set_grad_enabled(False)  # a setting of the thread
-
-    def one(run: Run, action: Callable[[Run, Workspace], None]) -> None:
-        if not hasattr(local, "work"):
-            local.work = Workspace(config, config.batch_size)
-        action(run, local.work)
-
-    pool = ThreadPoolExecutor(max(1, num_threads), "addition", initializer=prepare)
-
-    def each(runs: Sequence[Run], action: Callable[[Run, Workspace], None]) -> None:
-        for future in [pool.submit(one, run, action) for run in runs]:
-            future.result()
-
     try:
-        with pool:
-            yield each
+        with torch.no_grad():
+            yield
     finally:
         torch.set_num_threads(before)
