@@ -18,7 +18,9 @@ def main() -> int:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 length = (node.end_lineno or node.lineno) - node.lineno + 1
                 if length > FUNCTION:
-                    over.append(f"{path}:{node.lineno}: {node.name}: {length} lines, at most {FUNCTION}")
+                    over.append(
+                        f"{path}:{node.lineno}: {node.name}: {length} lines, at most {FUNCTION}"
+                    )
     sys.stdout.write("".join(f"{line}\n" for line in over))
     return 1 if over else 0
 

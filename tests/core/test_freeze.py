@@ -1,4 +1,5 @@
 import subprocess
+from dataclasses import replace
 
 import pytest
 from lab import STUDY, Project, edit, run_id
@@ -6,6 +7,7 @@ from lab import STUDY, Project, edit, run_id
 from assay.core.errors import StudyError
 from assay.core.freeze import compare_with_itself, freeze, phase_of
 from assay.core.ledger import invalidations, last_freeze
+from assay.core.plan import expand
 
 ENV = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"}
 
@@ -36,7 +38,7 @@ def lock(project):
 
 
 def phase(project):
-    return phase_of(project.study, project.settings, project.events())
+    return phase_of(project.study, expand(project.study), project.settings, project.events())
 
 
 def refused(project):
@@ -204,3 +206,13 @@ def test_freezing_twice_is_refused(project):
         lock(project)
     assert invalidations(project.events()) == {}
     assert len(project.events()) == 1
+
+
+def test_other_data_end_the_freeze(project):
+    """Data that changed under their name are noticed before a run is called frozen."""
+    lock(project)
+    task = replace(project.study.task, fingerprint=lambda config, seeds: {"set": "another sha256"})
+    study = replace(project.study, task=task)
+    found, why = phase_of(study, expand(study), project.settings, project.events())
+    assert found == "pilot"
+    assert "the data changed since version 1" in why

@@ -102,7 +102,7 @@ def freeze(study: str) -> None:
 
 
 def invalidate(target: str, *, because: str) -> None:
-    """Take a run, or all runs of a study, out of evidence. Nothing is deleted.
+    """Take a run, or all runs that a study has now, out of evidence. Nothing is deleted.
 
     Tables, verdicts and the log change with it; `assay restore` undoes it.
 
@@ -116,10 +116,13 @@ def invalidate(target: str, *, because: str) -> None:
     with open_index(settings) as index:
         studies = {name for name, _ in index.studies()}
         run = None if target in studies else index.find(target)
+        runs = [r.id for r in index.runs(target)] if run is None else [run.id]
     name, study = (target, target) if run is None else (run.id, run.study)
     if name in invalidations(ledger(settings)):
         raise StoreError(f"{name} is invalidated already. `assay restore {name}` undoes it.")
-    record(settings.ledger_dir, "invalidate", study, {"target": name, "because": because})
+    # The runs by name: a run that is made later is not struck with them.
+    body = {"target": name, "because": because, "runs": sorted(runs)}
+    record(settings.ledger_dir, "invalidate", study, body)
     console = Output()
     console.print(f"{name} is out of evidence: {because}")
     _rejudge(study, settings, console)

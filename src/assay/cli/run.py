@@ -4,8 +4,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +19,6 @@ from assay.cli.common import Output, ledger, open_study
 from assay.cli.display import Display, duration
 from assay.core.collect import compile_pattern
 from assay.core.config import digest
-from assay.core.criterion import check
 from assay.core.environment import clean_environment
 from assay.core.errors import AssayError, LaunchError
 from assay.core.freeze import phase_of
@@ -101,9 +99,6 @@ def run_study(
     study: Study, settings: Settings, *, dry_run: bool, again: bool, jobs: int | None, device: str
 ) -> None:
     """Plan, show, execute, and tell how it went."""
-    for claim in study.claims.values():
-        check(claim.criterion, arms=list(study.arms), grid=study.grid,
-              metrics=frozenset(study.metrics) or None)  # fmt: skip
     if study.collect.stdout is not None:
         compile_pattern(study.collect.stdout)
     planned = expand(study)
@@ -111,7 +106,7 @@ def run_study(
         clean_environment(settings.environment, dict(variables))
     events = ledger(settings)
     invalid = frozenset(invalidations(events))
-    phase, why = phase_of(study, settings, events)
+    phase, why = phase_of(study, planned, settings, events)
     found = survey(planned, settings.runs_dir, phase=phase, invalid=invalid, again=again)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     at_once, threads = _division(study, planned, jobs or cores or 1, cores or 1)

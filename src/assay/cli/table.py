@@ -47,7 +47,7 @@ def table(
     for name in metrics:
         if known and name not in known:
             raise ConfigError(
-                f"study '{loaded.id}': {unknown_key(name, known).replace('key', 'metric')} "
+                f"study '{loaded.id}': {unknown_key(name, known, what='metric')} "
                 "Metrics are named as split/quantity_unit."
             )
     built = build_table(loaded, selection, list(metrics) or default_metrics(loaded, selection))

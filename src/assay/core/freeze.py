@@ -23,7 +23,7 @@ from assay.core.evaluation import evaluate
 from assay.core.evidence import Selection, StudyEvidence
 from assay.core.grammar import Measure
 from assay.core.ledger import Event, last_freeze, record
-from assay.core.plan import cells
+from assay.core.plan import PlannedRun, cells
 from assay.core.settings import Settings
 from assay.core.study import Claim, Study
 from assay.core.vcs import code_state
@@ -131,7 +131,8 @@ def freeze(
         state = code["reason"] or "the project has uncommitted changes (`git status` lists them)"
         raise StudyError(f"{where}: freezing needs a clean commit, but {state}. Commit first.")
     before = last_freeze(events, study.id)
-    if before is not None and is_current(before, study, code):
+    data = data_sha256(study, selection.planned)
+    if before is not None and is_current(before, study, code, data):
         raise StudyError(
             f"{where}: is frozen as version {before.body['version']} already, with this file and "
             "this code. Nothing was recorded."
@@ -152,6 +153,7 @@ def freeze(
         "study_digest": study.digest,
         "commit": code["commit"],
         "tree_sha256": code["tree_sha256"],
+        "data_sha256": data,
         "criteria": {name: claim.criterion for name, claim in study.claims.items()},
         "locks": {name: _lock(claim) for name, claim in study.claims.items()},
         "self_comparison": {c.claim: [c.passes, c.deals] for c in checks},
@@ -198,29 +200,46 @@ def _lock(claim: Claim) -> str:
     return digest(asdict(claim))
 
 
-def is_current(event: Event, study: Study, code: Mapping[str, Any]) -> bool:
-    """Whether a freeze still matches the study's file and the code, uncommitted changes included."""
+def is_current(event: Event, study: Study, code: Mapping[str, Any], data: str) -> bool:
+    """Whether a freeze still matches the study's file, its data and the code as it lies here."""
     return (
         event.body["study_digest"] == study.digest
         and event.body["tree_sha256"] == code["tree_sha256"]
         and not code["dirty"]
+        and event.body["data_sha256"] == data
     )
 
 
-def phase_of(study: Study, settings: Settings, events: Sequence[Event]) -> tuple[str, str]:
+def data_sha256(study: Study, planned: Sequence[PlannedRun]) -> str:
+    """Digest of the fingerprints of all data that the planned runs of an engine will read.
+
+    What a command reads the lab does not know; it is compared between arms as far as the command
+    line names it.
+    """
+    if study.task is None:
+        return digest([])
+    fingerprint = study.task.fingerprint
+    return digest([[run.identity, fingerprint(run.typed_config, run.seeds)] for run in planned])
+
+
+def phase_of(
+    study: Study, planned: Sequence[PlannedRun], settings: Settings, events: Sequence[Event]
+) -> tuple[str, str]:
     """The phase that a fresh run of a study has now, and a sentence that says why."""
     event = last_freeze(events, study.id)
     if event is None:
         return study.table.phase, f"phase {study.table.phase}: the study is not frozen"
     version = event.body["version"]
     code = code_state(settings.root, settings.environment)
-    if is_current(event, study, code):
+    if is_current(event, study, code, data_sha256(study, planned)):
         return "frozen", f"phase frozen: version {version}, commit {event.body['commit'][:9]}"
-    what = "code changed"
+    what = "data changed"
     if event.body["study_digest"] != study.digest:
         what = "study file changed"
     elif code["dirty"]:
         what = "project has uncommitted changes"
+    elif event.body["tree_sha256"] != code["tree_sha256"]:
+        what = "code changed"
     return study.table.phase, (
         f"phase {study.table.phase}: the {what} since version {version} was frozen; undo that, or "
         "commit, and `assay freeze` makes a new version"

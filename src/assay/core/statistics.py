@@ -59,12 +59,13 @@ def _t(confidence: float, freedom: float) -> float:
 
 def _moments(values: Sequence[float]) -> tuple[float, float, int]:
     """Mean, standard deviation (n - 1) and n; equal values have a spread of exactly 0."""
-    sample = np.asarray(values, dtype=np.float64)
-    if sample.size == 0 or not (np.abs(sample) <= HUGE).all():
+    n = len(values)
+    if n == 0 or not all(abs(value) <= HUGE for value in values):
         raise ValueError(f"a sample needs at least one value, all finite; got {list(values)}")
-    if sample.size == 1 or (sample == sample[0]).all():
-        return float(sample[0]), 0.0, int(sample.size)
-    return float(sample.mean()), float(sample.std(ddof=1)), int(sample.size)
+    if all(value == values[0] for value in values):
+        return float(values[0]), 0.0, n
+    mean = math.fsum(values) / n
+    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1)), n
 
 
 def _t_interval(
@@ -81,8 +82,8 @@ def mean_interval(
 
     One value tells nothing about spread: its interval is infinite. Two or more values that are
     all equal give an interval of zero width. That is what the formula says, and it is right for
-    quantities that do not depend on the seed (a parameter count); a *measured* metric that is
-    constant across seeds is a defect that the audit reports, not one that a wider interval hides.
+    quantities that do not depend on the seed (a parameter count). For a measured metric it is
+    suspicious, which a wider interval would only hide.
 
     Raises:
         ValueError: No values, a value that is not finite, or a confidence outside (0, 1).
@@ -110,7 +111,7 @@ def bootstrap_mean_interval(
     if n == 1 or spread == 0:
         return mean_interval(values, confidence)
     _tail(confidence)
-    # scipy.stats takes half a second to load, and nearly every command imports this module.
+    # It takes half a second to load, and nearly every command imports this module.
     stats = importlib.import_module("scipy.stats")
     found = stats.bootstrap(
         (np.asarray(values, dtype=np.float64),),
@@ -377,10 +378,9 @@ def seeds_to_separate(
     if rate_a == rate_b:
         raise ValueError(f"equal rates cannot be separated; got {rate_a} twice")
     pooled = (rate_a + rate_b) / 2
-    needed = _z(confidence) * math.sqrt(2 * pooled * (1 - pooled)) + float(
-        special.ndtri(power)
-    ) * math.sqrt(rate_a * (1 - rate_a) + rate_b * (1 - rate_b))
-    return math.ceil((needed / (rate_a - rate_b)) ** 2)
+    spread = math.sqrt(rate_a * (1 - rate_a) + rate_b * (1 - rate_b))
+    needed = _z(confidence) * math.sqrt(2 * pooled * (1 - pooled)) + special.ndtri(power) * spread
+    return math.ceil(float(needed / (rate_a - rate_b)) ** 2)
 
 
 def seeds_to_decide(
