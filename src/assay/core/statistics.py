@@ -370,17 +370,15 @@ def seeds_to_separate(
     """Seeds per arm so that two true rates are told apart with the given probability.
 
     Normal approximation with the pooled rate under no difference (Fleiss 1981, §3.2). This plans
-    a study; `seeds_to_decide` says what would decide data that are already there.
-
-    Raises:
-        ValueError: Equal rates, which no number of seeds separates.
+    a study; `seeds_to_decide` says what would decide data that are already there. Equal rates,
+    which no number of seeds separates, raise ValueError.
     """
     if rate_a == rate_b:
         raise ValueError(f"equal rates cannot be separated; got {rate_a} twice")
     pooled = (rate_a + rate_b) / 2
-    spread = math.sqrt(rate_a * (1 - rate_a) + rate_b * (1 - rate_b))
-    needed = _z(confidence) * math.sqrt(2 * pooled * (1 - pooled)) + special.ndtri(power) * spread
-    return math.ceil(float(needed / (rate_a - rate_b)) ** 2)
+    apart = math.sqrt(rate_a * (1 - rate_a) + rate_b * (1 - rate_b)) * float(special.ndtri(power))
+    needed = _z(confidence) * math.sqrt(2 * pooled * (1 - pooled)) + apart
+    return math.ceil((needed / (rate_a - rate_b)) ** 2)
 
 
 def seeds_to_decide(
