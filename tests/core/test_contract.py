@@ -226,6 +226,15 @@ def test_an_undeclared_difference_confounds_by_name(fact, value):
     assert contract.blocking(["a", "b"]) == (finding,)
 
 
+@pytest.mark.parametrize("fact", ["code.tree_sha256", "code.diff_sha256"])
+def test_a_project_engine_is_compared_by_the_project_too(fact):
+    """`module:NAME` may import any file of the project; an installed engine is its package."""
+    code = {"code__source_sha256": "s", "code__tree_sha256": "t", "code__diff_sha256": "d"}
+    runs = arms({**METHODS[0], **code}, {**METHODS[1], **code, fact.replace(".", "__"): "other"})
+    assert only(judge(runs, engine="coin:ENGINE"), "confounded").keys == (fact,)
+    assert judge(runs, engine="credit").findings == ()
+
+
 def test_a_finding_blocks_only_statements_that_rest_on_it():
     """With three arms, two that agree can still be compared."""
     runs = arms(*METHODS, {"config__method": "cb", "device": "cuda"})

@@ -110,14 +110,15 @@ class Rule:
         def all_have(key: str) -> bool:
             return all(run.facts.get(key) is not None for run in runs)
 
-        if engine is None:
-            skipped.append("config")
+        skipped += ["config"] if engine is None else ["argv", "scripts", "binary"]
+        # The source digest of an installed engine covers its package. A project's own engine
+        # (module:NAME) may import any file of the project, as a command may.
+        packaged = engine is not None and ":" not in engine
+        if packaged and all_have("code.source_sha256"):
+            skipped += [f"code.{name}" for name in CODE_STATE]
+        elif all_have("code.tree_sha256"):
             # Committing the log or the ledger moves the commit and leaves the code as it was.
-            skipped += ["code.commit"] if all_have("code.tree_sha256") else []
-        else:
-            skipped += ["argv", "scripts", "binary"]
-            if all_have("code.source_sha256"):
-                skipped += [f"code.{name}" for name in CODE_STATE]
+            skipped.append("code.commit")
         if all("code.diff_sha256" in run.facts for run in runs):
             skipped.append("code.dirty")
         self.varying = tuple(

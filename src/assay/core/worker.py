@@ -5,7 +5,6 @@ as its argument. An ad-hoc command is computed by the same code inside `assay ru
 """
 
 import contextlib
-import importlib
 import os
 import signal
 import sys
@@ -14,7 +13,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 import msgspec
@@ -186,23 +185,30 @@ def _capture(
         env=settings.environment,
         declared=job.environment,
         packages=engine.packages if engine else (),
-        source=_sources(engine),
+        source=_sources(engine, Path(job.root)),
         salt=salt_of(Path(job.cache_dir)),
         cwd=Path.cwd(),
     )
     return {**provenance, "device": job.device, "threads": job.threads}
 
 
-def _sources(engine: Engine | None) -> list[Path]:
-    """Folders of the packages that compute: the lab, and the engine wherever it lives."""
+def _sources(engine: Engine | None, root: Path) -> list[Path]:
+    """What computes: the lab, the engine's package, and all that it imported from the project."""
     if engine is None:
         return []
-    modules = {"assay"}
-    for task in engine.tasks.values():
-        modules.add(task.run.__module__.partition(".")[0])
-    found = [importlib.import_module(name).__file__ for name in sorted(modules)]
-    return [Path(file).parent if Path(file).name == "__init__.py" else Path(file)
-            for file in found if file]  # fmt: skip
+    names = {"assay", *(task.run.__module__.partition(".")[0] for task in engine.tasks.values())}
+    files = [_file_of(sys.modules[name]) for name in sorted(names)]
+    sources = [f.parent if f.name == "__init__.py" else f for f in files if f is not None]
+    loaded = {_file_of(module) for module in list(sys.modules.values())}
+    for file in sorted(f for f in loaded if f is not None and f.is_relative_to(root)):
+        if "site-packages" not in file.parts and not any(file.is_relative_to(s) for s in sources):
+            sources.append(file)
+    return sources
+
+
+def _file_of(module: ModuleType) -> Path | None:
+    file = getattr(module, "__file__", None)
+    return Path(file) if file else None
 
 
 def _record_provenance(
