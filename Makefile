@@ -10,7 +10,7 @@ STUDY := studies/addition/d8.toml
 
 demo: setup ## Run the main study on this machine, judge it, write the log and figures.
 	$(BIN)/assay run $(STUDY)
-	$(BIN)/assay table d8 test/exact_match val/exact_match val/loss_nats --seeds
+	$(BIN)/assay table d8 test/exact_match val/loss_nats
 	$(BIN)/assay verdict d8 || case $$? in 1|5) ;; *) exit 1;; esac
 	$(BIN)/assay log
 

@@ -3,8 +3,10 @@
     python benchmarks/addition_speed.py [--repeats 5] [--out record.json]
 
 Both sides train at batch 512 in the last curriculum phase, sampling and optimizer included. Two
-settings: one process with 2 threads (ours: 8 seeds in a cohort), and 2 processes with 1 thread
-(ours: 4 seeds each). Repeats of both sides alternate in one run; medians are reported.
+settings: one process (the plain trainer on both cores; ours, 8 seeds in a cohort, on one, since
+its operations are too small for a second thread), and 2 processes of 1 thread (ours: 4 seeds
+each, as `assay run` divides them). Repeats of both sides alternate in one run; medians are
+reported.
 """
 
 import argparse
@@ -62,9 +64,10 @@ class Speedometer:
     device = "cpu"
     data_dir = None
 
-    def __init__(self, seed: int, threads: int) -> None:
+    threads = 1
+
+    def __init__(self, seed: int) -> None:
         self.seeds: Mapping[str, int] = {"init": seed, "data": seed}
-        self.threads = threads
         self.final: dict[str, float] = {}
 
     def log(self, values: Mapping[str, float], *, step: int) -> None: ...
@@ -90,7 +93,7 @@ class Speedometer:
         return False
 
 
-def ours(model: str, *, seeds: int, threads: int, steps: int) -> float:
+def ours(model: str, *, seeds: int, steps: int) -> float:
     """Model-steps a second of a cohort, one evaluation on 512 pairs included."""
     config = AdditionConfig(
         **OURS[model],
@@ -102,7 +105,7 @@ def ours(model: str, *, seeds: int, threads: int, steps: int) -> float:
         test_seeds=(41,),
         curriculum=((1, 10, steps),),
     )
-    contexts = [Speedometer(seed, threads) for seed in range(seeds)]
+    contexts = [Speedometer(seed) for seed in range(seeds)]
     train([config] * seeds, contexts)
     return contexts[0].final["speed/model_steps_per_s"]
 
@@ -156,7 +159,7 @@ def worker(side: str, model: str, steps: int) -> None:
 
 def measure(side: str, model: str, *, seeds: int, threads: int, steps: int) -> float:
     if side == "ours":
-        return ours(model, seeds=seeds, threads=threads, steps=steps)
+        return ours(model, seeds=seeds, steps=steps)
     return plain(model, threads=threads, steps=steps)
 
 
@@ -172,15 +175,15 @@ def run_all(repeats: int, steps: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for model in MODELS:
         speeds: dict[str, dict[str, list[float]]] = {
-            "1 process x 2 threads": {"ours": [], "plain": []},
-            "2 processes x 1 thread": {"ours": [], "plain": []},
+            "1 process": {"ours": [], "plain": []},
+            "2 processes, 1 thread each": {"ours": [], "plain": []},
         }
         cpu_ms: dict[str, list[float]] = {"ours": [], "plain": []}
-        ours(model, seeds=2, threads=2, steps=10)
+        ours(model, seeds=2, steps=10)
         for _ in range(repeats):
             together, apart = speeds.values()
             together["plain"].append(plain(model, threads=2, steps=plain_steps))
-            together["ours"].append(ours(model, seeds=8, threads=2, steps=steps))
+            together["ours"].append(ours(model, seeds=8, steps=steps))
             for side, num in (("plain", plain_steps), ("ours", steps * 2)):
                 speed, spent_ms = two_processes(side, model, num)
                 apart[side].append(speed)
