@@ -31,6 +31,7 @@ from assay.core.evidence import select
 from assay.core.index import Index
 from assay.core.plan import PlannedRun, expand
 from assay.core.provenance import capture
+from assay.core.run import _digests, append_event
 from assay.core.study import Study, load_study
 from assay.core.table import build_table, default_metrics
 from assay.core.verdict import judge_study
@@ -153,9 +154,8 @@ def write_twin(
         "identity": run.identity,
     }
     score = 0.5 + 0.4 * math.sin(number)
-    end = own["end.json"] | {"summary": {lab.SCORE: score, "model/parameters": 1128.0}}
+    summary = {lab.SCORE: score, "model/parameters": 1128.0}
     (folder / "run.json").write_bytes(orjson.dumps(record))
-    (folder / "end.json").write_bytes(orjson.dumps(end))
     for file, content in files.items():
         (folder / file).write_bytes(content)
     with (folder / "metrics-0-1.jsonl").open("wb") as out:
@@ -170,6 +170,9 @@ def write_twin(
             )
             for step in range(POINTS)
         )
+    append_event(folder, 1, "summary", "", **summary)
+    end = own["end.json"] | {"summary": summary, "files": _digests(folder, 1)}
+    (folder / "end.json").write_bytes(orjson.dumps(end))
 
 
 def measure(root: Path, study: Study, index_path: Path) -> list[Measured]:

@@ -64,5 +64,4 @@ def test_a_changed_helper_of_a_project_engine_confounds(tmp_path, version_contro
     project.write("studies/coin.toml", STUDY)
     project("run", "coin")
     verdict = project("verdict", "coin", code=4)
-    assert "confounded" in verdict.stdout
-    assert "code." in verdict.stdout
+    assert "Confounded: code." in verdict.stdout

@@ -13,8 +13,8 @@ CLIENT = """
 import os, random, sys, assay
 share = os.environ.get("PSYCHE_DONT_SHARE_PREFIX") != "1"
 run = assay.init()
-noise = random.Random(f"{share} {sys.argv[1]}")
-run.summary({"test/agreement": noise.random()})
+noise = random.Random(f"{share} {sys.argv[1]}").random()
+run.summary({"test/agreement": (0.9 if share else 0.1) + 0.01 * noise})
 run.finish()
 """
 
@@ -34,8 +34,8 @@ env = { PSYCHE_DONT_SHARE_PREFIX = "1" }
 says = "Share of equal signs."
 goal = "max"
 [claims.apart-agrees-less]
-says = "Without the prefix, agreement differs by less than one half."
-criterion = 'diff("test/agreement", "apart", "sharing") < 2'
+says = "Without the prefix, agreement is lower by more than one half."
+criterion = 'diff("test/agreement", "apart", "sharing") < -0.5'
 phase = "pilot"
 min_seeds = 2
 """
@@ -56,10 +56,12 @@ def run(project: Project, wrapper: str, **exported: str) -> None:
 
 
 def test_exported_variable_does_not_reach_the_arms(project):
-    """A variable exported in the shell changes no arm: the arms differ as declared."""
+    """A variable exported in the shell changes no arm: the arms differ as declared, and PASS."""
     run(project, "", PSYCHE_DONT_SHARE_PREFIX="1", PSYCHE_FORCE_SAME_BATCH="1")
-    verdict = project.json("verdict", "psyche", code=None)
-    assert [j["verdict"] for j in verdict["judgements"]] in (["PASS"], ["INCONCLUSIVE"])
+    verdict = project.json("verdict", "psyche")
+    (judgement,) = verdict["judgements"]
+    assert judgement["verdict"] == "PASS"
+    assert judgement["estimate"] == pytest.approx(-0.8, abs=0.02)
     assert not [f for f in verdict["findings"] if f["blocks"]]
     for folder in project.folders("psyche"):
         env = json.loads((folder / "env.json").read_text())

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from project import ASSAY, Project
+from project import ASSAY, TOY, TOY_STUDY, Project
 
 COMMANDS = ["run", "ls", "show", "table", "diff", "verdict", "freeze", "invalidate", "restore",
             "log", "index", "addition", "addition train", "addition evaluate",
@@ -134,6 +134,86 @@ def test_log_check_tells_a_changed_number(tmp_path):
     assert f"EXPERIMENTS.md:{line}: " in done.stdout
 
 
+def test_log_check_without_the_runs_claims_nothing(tmp_path):
+    """Where the runs are elsewhere nothing was compared, which is said; exit code 0."""
+    project = Project(tmp_path).toy()
+    project("run", "toy")
+    project.write(
+        "notes/toy.md", "Low ends at 0.5<!--assay:toy/low test/score stat=n-->, in 3 seeds.\n"
+    )
+    project("log")
+    mean = project.json("table", "toy", "test/score")["rows"][0]["mean"]
+    project.write(
+        "notes/toy.md", f"Low ends at {mean:.3f}<!--assay:toy/low test/score-->, in 3 seeds.\n"
+    )
+    project("log")
+    whole = project("log", "--check").stdout
+    assert "holds; 1 file(s)" in whole
+    assert "notes/toy.md: 1 unbound number(s)" in whole
+    shutil.rmtree(project.runs)
+    done = project("log", "--check").stdout
+    assert "1 section(s) not compared: their runs are not on this machine (toy)" in done
+    assert "notes/toy.md:1: " in done
+    assert "not compared: the runs of 'toy'" in done
+    assert "no number was compared with runs" in done
+    assert "holds" not in done
+
+
+def test_log_check_tells_a_run_that_was_edited_in_place(tmp_path):
+    """A completed run whose files were changed is named, and nothing of it is trusted; exit 1."""
+    project = Project(tmp_path).toy()
+    project("run", "toy")
+    project("log")
+    (folder,) = project.runs.glob("toy/low/all/1-*")
+    path = folder / "metrics-0-1.jsonl"
+    content = path.read_bytes()
+    with path.open("r+b") as file:
+        file.write(content.replace(b'"step":0', b'"step":9', 1))
+    done = project("log", "--check", code=1).stdout
+    assert f"runs/toy/low/all/{folder.name}: " in done
+    assert "changed after the run ended" in done
+    path.write_bytes(content)
+    project("log", "--check")
+
+
+def test_log_check_tells_a_figure_that_was_drawn_by_another(tmp_path):
+    """A figure that is not the one that the log was written with is named; exit 1."""
+    toy = TOY.replace('says="Score."', 'says="Score.", goal="max"')
+    project = Project(tmp_path).toy()
+    project.write("toy.py", toy)
+    project.commit()
+    project("run", "toy")
+    project("log")
+    project("log", "--check")
+    figure = project.root / "figures/toy/val-score.png"
+    figure.write_bytes(figure.read_bytes() + b"x")
+    assert (
+        "the figure figures/toy/val-score.png was changed"
+        in project("log", "--check", code=1).stdout
+    )
+    figure.unlink()
+    assert (
+        "the figure figures/toy/val-score.png is missing"
+        in project("log", "--check", code=1).stdout
+    )
+
+
+def test_verdict_names_planned_seeds_that_were_not_run(tmp_path):
+    """Reasons stand beside the verdict, as docs/verdicts.md says."""
+    project = Project(tmp_path).toy(
+        TOY_STUDY.replace("[claims.higher]", "[claims.higher]\nmin_seeds = 2")
+    )
+    project("run", "toy")
+    project.write(
+        "studies/toy.toml",
+        (project.root / "studies/toy.toml").read_text().replace("[1, 2, 3]", "[1, 2, 3, 4]"),
+    )
+    assert (
+        "note: arm 'high': 1 of 4 seeds not run (seed 4)"
+        in project("verdict", "toy", code=None).stdout
+    )
+
+
 def test_closed_pipe_is_quiet(project):
     """`assay ls | head -1`: the line, nothing on stderr, the exit code of a closed pipe."""
     for words in (["ls", "toy", "--json"], ["ls", "toy"]):
@@ -145,14 +225,20 @@ def test_closed_pipe_is_quiet(project):
 
 
 def test_invalidation_shows_and_can_be_undone(tmp_path):
-    """An invalidated run is struck from tables with its reason; `restore` undoes it."""
+    """An invalidated run is struck from tables with its reason; `restore` undoes it.
+
+    Both say which claims got another verdict, and why.
+    """
     project = Project(tmp_path).toy()
     project("run", "toy")
     run = project.json("ls", "toy")[0]["id"]
     before = project("table", "toy").stdout
-    project("invalidate", run, "--because", "the client [leaked]")
+    verdict = project.json("verdict", "toy", code=None)["judgements"][0]["verdict"]
+    done = project("invalidate", run, "--because", "the client [leaked]").stdout
+    assert f"higher: {verdict} → UNTESTED. At least 3 seeds are needed" in done
     assert "the client [leaked]" in project("show", run).stdout
     assert project("table", "toy").stdout != before
     assert "invalidated already" in project.refused("invalidate", run, "--because", "again")
-    project("restore", run, "--because", "it had not")
+    done = project("restore", run, "--because", "it had not").stdout
+    assert f"higher: UNTESTED → {verdict}. " in done
     assert project("table", "toy").stdout == before

@@ -1,5 +1,6 @@
 """Full disks, read-only folders, half-written files, clocks: a clear error or a clean recovery."""
 
+import hashlib
 import json
 import os
 import resource
@@ -132,6 +133,9 @@ def test_clocks_decide_nothing(project, year):
             for key in ("created_at", "ended_at"):
                 if key in record:
                     record[key] = f"{year}-01-01T00:00:00+00:00"
+            if name == "end.json":  # Sealed with the other clock as well.
+                content = (folder / "run.json").read_bytes()
+                record["files"]["run.json"] = hashlib.sha256(content).hexdigest()
             (folder / name).write_text(json.dumps(record))
         for path in (folder / "metrics-0-1.jsonl", folder / "end.json", folder):
             os.utime(path, (0, 0) if year == "1970" else (2**32, 2**32))

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from assay.core.engine import Engine, Metric, Task
 from assay.core.errors import ConfigError
 from assay.core.evidence import Selection, select
@@ -17,7 +19,14 @@ from assay.core.files import to_json, write_atomic
 from assay.core.index import Index
 from assay.core.ledger import read_ledger
 from assay.core.plan import PlannedRun, expand
-from assay.core.run import RunWriter, attempt_name, create_run, new_record, next_attempt
+from assay.core.run import (
+    RunWriter,
+    _digests,
+    attempt_name,
+    create_run,
+    new_record,
+    next_attempt,
+)
 from assay.core.settings import Settings
 from assay.core.study import Study, load_study
 
@@ -130,6 +139,7 @@ def add_run(
     provenance: Mapping[str, Any] | None = None,
     env: Mapping[str, Any] | None = None,
     error: str | None = None,
+    artifact: bytes | None = None,
     **fields: Any,
 ) -> Path:
     """Make a run directory as `assay run` would; `status` None leaves it open."""
@@ -151,7 +161,7 @@ def add_run(
         **fields,
     )
     folder = create_run(runs_dir, record)
-    attempt(folder, summary, series, status, provenance, env, error=error)
+    attempt(folder, summary, series, status, provenance, env, error=error, artifact=artifact)
     return folder
 
 
@@ -164,24 +174,48 @@ def attempt(
     env: Mapping[str, Any] | None = None,
     *,
     error: str | None = None,
+    artifact: bytes | None = None,
 ) -> RunWriter:
     """The next attempt of a run: its start, rows, final values and end."""
     number = next_attempt(folder)
     writer = RunWriter(folder, attempt=number)
-    facts = to_json(merged(PROVENANCE, provenance or {}))
-    write_atomic(folder / attempt_name("provenance.json", number), facts)
-    write_atomic(folder / attempt_name("env.json", number), to_json(merged(ENV, env or {})))
+    establish(writer, provenance, env)
     for step in range(max((len(s) for s in (series or {}).values()), default=0)):
         row = {name: s[step] for name, s in (series or {}).items() if step < len(s)}
         writer.log(row, step=step)
     if summary:
         writer.summary(summary)
+    if artifact is not None:
+        writer.save("artifact", artifact)
     writer.spent(steps=100.0, process_s=2.0)
     if status is None:
         writer.close()
     else:
         writer.finish(status, error=error)
     return writer
+
+
+def establish(
+    writer: RunWriter,
+    provenance: Mapping[str, Any] | None = None,
+    env: Mapping[str, Any] | None = None,
+) -> None:
+    """Record what runs, as a worker does before it computes."""
+    folder, number = writer.folder, writer.attempt
+    facts = to_json(merged(PROVENANCE, provenance or {}))
+    write_atomic(folder / attempt_name("provenance.json", number), facts)
+    write_atomic(folder / attempt_name("env.json", number), to_json(merged(ENV, env or {})))
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Change a JSON file in place, so that the time of its folder stays."""
+    path.write_bytes(to_json(orjson.loads(path.read_bytes()) | changes))
+
+
+def reseal(folder: Path, attempt: int = 1) -> None:
+    """Record the digests of a run's files anew: what somebody would do who edits with care."""
+    end = folder / attempt_name("end.json", attempt)
+    edit_json(end, files=_digests(folder, attempt))
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay.core.bound import check_text
+from assay.core.bound import RunsElsewhereError, check_text, unbound_numbers
 from assay.core.errors import StudyError
 
 D8 = SimpleNamespace(
@@ -164,3 +164,69 @@ def test_no_text_crashes_the_check(parts):
     text = "".join(parts)
     found = check_text(text, evidence)
     assert all(1 <= m.line <= text.count("\n") + 1 for m in found)
+
+
+UNBOUND = {
+    "It reached 0.664 on 8 seeds.": ["0.664", "8"],
+    "0.59<!--assay:d8/a acc--> of **0.5 ± 0.1 %**<!--assay:d8/a acc--> and 3": ["3"],
+    "0.664±0.477 [6]": ["0.664±0.477", "6"],
+    "-0.5, 1e-3, 1,128 and 10-digit": ["-0.5", "1e-3", "1,128", "10"],
+    "| a | 0.5 ± 0.2 | 3 |": ["0.5 ± 0.2", "3"],
+    "`0.5`, ``a ` 3`` and `code\nover 5 lines` 6": ["6"],
+    "an open ` 5 and <!-- 6": ["5", "6"],
+    "```\n0.5\n```\n1 x": ["1"],
+    "a ```x``` 5\n6": ["5", "6"],
+    "````\n```\n0.5\n````\n~~~ 1\n2\n~~~\n": [],
+    "## 3.1 At 0.99\n\n1. one\n2. two 5\n3. x": ["0.99", "5"],
+    "a\n12. Next": ["12."],
+    "a\n1. b\n2. c": [],
+    '[x 3](http://a/5?x=9) https://b/77 <a href="8">9</a>': ["3", "9"],
+    "[^1] and [12]\n\n[^1]: x\n[2]: y": ["12"],
+    "2026-11-21, 2026-11-21 12:30, 21 November 2026, Nov 21, 2026, May 2026": [],
+    "Mark 5, 2026 and 2026-13": ["5", "2026", "2026", "13"],
+    "d8, v0.5, GPT-2, S2": [],
+    "<!-- 5\n\n6 --> 7, <!-- 8 --> 9": ["7", "9"],
+}
+
+
+@pytest.mark.parametrize("text", UNBOUND)
+def test_unbound_numbers_of_prose(text):
+    """A number of prose without a binding is counted; code, addresses, dates and names are not."""
+    found = [number.rstrip(",") for number in unbound_numbers(text)]
+    assert found == UNBOUND[text]
+
+
+@pytest.mark.parametrize("text", GOOD)
+def test_a_number_that_holds_is_bound(text):
+    """What a check can hold against a run is not counted as unbound."""
+    assert unbound_numbers(text) == []
+
+
+@pytest.mark.parametrize(
+    "unit", ["`", "``a`", "<!--", "](", "[^1", "1", "1.", "<a ", "2026-", "Nov ", "1,", "± 1",
+             "0.5<!--assay:x ", "http://", "` <!-- ", "`a``b```c", "\n1. ", "May 1, "]
+)  # fmt: skip
+def test_counting_is_linear(unit):
+    """No text makes the count slow: 200,000 characters take well below a second."""
+    text = unit * (200_000 // len(unit))
+    began = time.process_time()
+    unbound_numbers(text)
+    assert time.process_time() - began < 2.0
+
+
+@settings(max_examples=300, deadline=None)
+@given(pieces)
+def test_no_text_crashes_the_count(parts):
+    """Any text has a list of unbound numbers, each with a digit."""
+    assert all(any(c.isdigit() for c in number) for number in unbound_numbers("".join(parts)))
+
+
+def test_runs_that_are_elsewhere_are_no_mismatch():
+    """A number whose runs are not on this machine is told as not compared."""
+
+    def absent(name):
+        raise RunsElsewhereError("not here")
+
+    (found,) = check_text("0.5<!--assay:d8/a acc-->", absent)
+    assert not found.compared
+    assert "not here" in found.message

@@ -212,4 +212,36 @@ def test_collected_numbers_end_up_in_the_run(tmp_path):
     state = read_run(folder)
     assert state.summary == {"acc": 1.0}
     assert sorted(read_metrics(folder, state.starts).series) == ["loss", "own"]
-    assert [e.kind for e in state.events] == ["started", "collect", "summary"]
+    assert [e.kind for e in state.events][:3] == ["started", "collect", "summary"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "content"),
+    [
+        ({"csv": "sub/m.csv"}, None),
+        ({"csv": "sub/m.csv"}, b""),
+        ({"csv": "sub/m.csv"}, b"a,a\n"),
+        ({"csv": "sub/m.csv"}, b"step,a\n0,x\n"),
+        ({"summary": "sub/s.json"}, b"{"),
+        ({"summary": "sub/s.json"}, b"[1]"),
+        ({"summary": "sub/s.json"}, b'{"a": "x"}'),
+        ({"summary": "sub"}, None),
+        ({"tensorboard": "sub/tb"}, None),
+        ({"stdout": "(?P<a>x)"}, b""),
+    ],
+)
+def test_messages_name_files_relative_to_the_folder(spec, content, tmp_path):
+    """What goes into the log holds no path of this machine, but the name as it was given."""
+    ((key, name),) = spec.items()
+    path = tmp_path / ("stdout.log" if key == "stdout" else name)
+    (tmp_path / "sub").mkdir()
+    if content is not None:
+        path.write_bytes(content)
+    recorder = Recorder()
+    try:
+        collect(tmp_path, CollectSpec(**spec), recorder)
+    except DataError as error:
+        recorder.events.append(str(error))
+    (message,) = recorder.events
+    assert str(tmp_path) not in message
+    assert ("stdout.log" if key == "stdout" else name) in message

@@ -1,10 +1,12 @@
+import itertools
 import math
 
 import pytest
-from lab import SCORE, STUDY, Project, add_run, edit, run_id
+from lab import SCORE, STUDY, Project, add_run, attempt, edit, run_id
 
 from assay.core.evidence import StudyEvidence, by_phase
 from assay.core.ledger import record
+from assay.core.survey import survey
 
 
 @pytest.fixture
@@ -109,6 +111,53 @@ def test_runs_of_one_generation_from_two_machines(project):
     assert sorted(run.id for run in selection.superseded) == ids[1:]
 
 
+def test_a_lower_phase_never_supersedes(project):
+    """A pilot run made after the frozen one takes nothing from it; its value stays in view."""
+    frozen = project.add("a", 1, 0.7, phase="frozen")
+    pilot = project.add("a", 1, 0.1, phase="pilot", generation=2)
+    selection = project.select()
+    assert values(project, phase="frozen") == {"1": 0.7}
+    assert [run.id for run in selection.counting.values()] == [run_id(frozen)]
+    assert [run.id for run in selection.superseded] == [run_id(pilot)]
+    assert selection.values[run_id(pilot)][SCORE].value == 0.1
+
+
+STATES = list(itertools.product(["pilot", "frozen"], [1, 2], [None, "failed", "completed"]))
+
+
+@pytest.mark.parametrize("first", range(len(STATES)))
+def test_assay_run_and_the_evidence_agree_which_run_counts(project, first):
+    """Of any two runs of one place, the one that is done for `assay run` is the one that counts."""
+    for number in range(first, len(STATES)):
+        folders = []
+        for phase, generation, status in (STATES[first], STATES[number]):
+            more = {"phase": phase, "generation": generation, "status": status}
+            folders.append(project.add("a", 1, 0.5, **more))
+        (counts,) = project.select().counting.values()
+        plan = project.plan("a", "1")
+        found = survey(plan, project.runs, phase=counts.phase)
+        served = [s.path for _, s in found.done] or [p.folder for p in found.pending]
+        assert served == [project.runs / counts.path]
+        for folder in folders:
+            folder.rename(project.root / folder.name)
+
+
+def test_frozen_failure_counts_as_failed(project):
+    """A frozen run that failed is there without a value, also beside a pilot run that worked."""
+    project.add("a", 1, 0.9, phase="frozen", status="failed", error="Boom")
+    project.add("a", 1, 0.9, phase="pilot", generation=2)
+    assert values(project, phase="frozen") == {"1": None}
+    assert values(project) == {"1": None}
+
+
+def test_retried_failure_stays_on_record(project):
+    """A pilot run that failed and was tried again has its value, and its failure."""
+    attempt(project.add("a", 1, None, status="failed", error="Boom"), {SCORE: 0.4})
+    (run,) = project.select().counting.values()
+    assert values(project) == {"1": 0.4}
+    assert run.failures == ["attempt 1 failed: Boom"]
+
+
 def test_changed_configuration_makes_runs_stale(project):
     """A run of another configuration than the file now asks for does not count."""
     project.fill(a=[0.1, 0.2, 0.3], b=[0.4, 0.5, 0.6])
@@ -187,4 +236,5 @@ def test_broken_run_is_not_counted(project):
     (folder / "end.json").unlink()
     (folder / "end.json").write_bytes(b"{")
     assert values(project) == {}
+    assert [path for path, _ in project.select().broken] == [f"s/a/all/{folder.name}"]
     assert len(project.select().missing) == 6

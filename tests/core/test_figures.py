@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab import LOSS, SCORE, STUDY, Project, add_run, edit
 
-from assay.core.figures import band, draw_figures, figure_metrics, figure_path
+from assay.core.figures import (
+    band,
+    draw_figures,
+    figure_digest,
+    figure_metrics,
+    figure_path,
+)
 from assay.core.statistics import mean_interval
 
 
@@ -91,18 +97,19 @@ def test_invalid_runs_are_not_drawn(project):
     """A run that does not count has no curve in a figure."""
     project.add("a", 1, 0.5, series={LOSS: [2.0, 1.0]})
     project.write(edit(STUDY, ("width = 8", "width = 9")))
-    assert draw(project) == []
+    assert draw(project) == {}
 
 
 def test_same_index_same_bytes(project):
     """A figure is a pure function of the runs."""
     for seed in (1, 2, 3):
         project.add("a", seed, 0.5, series={LOSS: [3.0, 2.0, seed / 10]})
-    (path,) = draw(project)
+    ((path, digest),) = draw(project).items()
     assert path == figure_path(project.settings.figures_dir, project.study, LOSS)
     first = path.read_bytes()
     assert first.startswith(b"\x89PNG")
-    draw(project)
+    assert digest == figure_digest(first)
+    assert draw(project) == {path: digest}
     assert path.read_bytes() == first
 
 
@@ -122,4 +129,5 @@ def test_one_panel_a_cell(project):
     grid = f"[grid]\nalpha = {[i / 10 for i in range(20)]}\n[config]"
     project.write(edit(text, ("[config]", grid)))
     add_run(project.runs, project.plan("b")[3], summary={SCORE: 1.0}, series={LOSS: [2.0, 1.0]})
-    assert draw(project)[0].stat().st_size > 1000
+    (path,) = draw(project)
+    assert path.stat().st_size > 1000

@@ -9,7 +9,18 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from lab import LOSS, SCORE, STUDY, Project, attempt, edit, run_id
+from lab import (
+    LOSS,
+    SCORE,
+    STUDY,
+    Project,
+    attempt,
+    edit,
+    edit_json,
+    establish,
+    reseal,
+    run_id,
+)
 
 from assay.core import index as index_module
 from assay.core import scan
@@ -98,6 +109,7 @@ def test_final_value_is_at_the_highest_step(project):
     with project.index() as index:
         assert index.runs()[0].status == "open"
     writer = RunWriter(folder, attempt=2)
+    establish(writer)
     for step, value in [(5, 1.0), (9, 2.0), (9, 3.0), (7, 4.0)]:
         writer.log({LOSS: value}, step=step)
     writer.finish("completed")
@@ -121,6 +133,7 @@ def test_open_run_is_read_again_when_it_grows(project):
     """Rows of a live run show after the next refresh; without new rows nothing is read."""
     folder = project.add("a", 1, None, status=None)
     writer = RunWriter(folder, attempt=2)
+    establish(writer)
     writer.log({LOSS: 1.0}, step=0)
     with project.index() as index:
         assert index.refresh().read == 0
@@ -190,7 +203,7 @@ def change(project, plan, chance):
         if not target.exists():
             shutil.copytree(folder, target)
     elif what == "damage":
-        # A completed run is told by its folder's time: an edit in place is for `verify_run`.
+        # A completed run is told by its folder's time: an edit in place is for `verify`.
         (folder / "run.json").unlink()
         (folder / "run.json").write_bytes(b'{"half')
     else:
@@ -306,12 +319,9 @@ for _ in range(5):
 
 def test_two_processes_at_once(project):
     """Refreshing and rebuilding at once: no error, and no answer that lacks a run."""
-    for _ in range(2):
-        project.fill(a=[0.1, 0.2, 0.3], b=[0.4, 0.5, 0.6])
-    for path in project.runs.glob("*/*/*/*"):
-        writer = path / "metrics-0-1.jsonl"
-        if not writer.exists():
-            writer.write_text('{"step":0,"time":0.0,"values":{"train/loss_nats":1.0}}\n')
+    for arm in "aabb":
+        for seed in (1, 2, 3):
+            project.add(arm, seed, seed / 10, series={LOSS: [1.0]})
     before = fresh(project)
     args = [sys.executable, "-c", REFRESH, str(project.settings.index_path), str(project.runs)]
     processes = [subprocess.Popen(args), subprocess.Popen([*args, "rebuild"])]
@@ -366,6 +376,144 @@ def test_broken_run_is_listed_and_never_counted(project, name):
         assert path == f"s/a/all/{folder.name}"
         assert reason
         assert index.refresh().read == 0
+
+
+def broken(project):
+    with project.index() as index:
+        assert index.refresh().read == 0
+        index.verify("s")
+        runs = [run.seed_label for run in index.runs()]
+        return runs, [reason for _, reason in index.broken()]
+
+
+IN_PLACE = {
+    "run.json": lambda f: edit_json(f / "run.json", generation=7),
+    "events.jsonl": lambda f: change_text(f / "events.jsonl", "0.5", "0.9"),
+    "provenance.json": lambda f: edit_json(f / "provenance.json", device="cuda"),
+    "env.json": lambda f: edit_json(f / "env.json", values={}),
+    "metrics-0-1.jsonl": lambda f: change_text(f / "metrics-0-1.jsonl", "3.0", "1.0"),
+    "metrics.parquet": lambda f: (f / "metrics.parquet").write_bytes(b""),
+    "artifacts/manifest.jsonl": lambda f: (f / "artifacts/manifest.jsonl").write_bytes(b""),
+    "the summary that events.jsonl tells": lambda f: edit_json(f / "end.json", summary={SCORE: 1}),
+    "the spent that events.jsonl tells": lambda f: edit_json(f / "end.json", spent={"steps": 1}),
+    "lacks events.jsonl": lambda f: edit_json(f / "end.json", files={}),
+}  # fmt: skip
+
+
+def change_text(path, old, new):
+    path.write_text(edit(path.read_text(), (old, new)))
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_edited_run_is_broken_never_a_wrong_number(project, name):
+    """An edit of any file of a completed run, in place, is found by `verify`; the run is out."""
+    folder = project.add("a", 1, 0.5, series={LOSS: [3.0]}, artifact=b"1")
+    project.add("a", 2, 0.7)
+    assert broken(project) == (["1", "2"], [])
+    IN_PLACE[name](folder)
+    runs, (reason,) = broken(project)
+    assert runs == ["2"]
+    assert name.split()[-1] in reason
+    assert "Restore it from a copy" in reason
+
+
+def test_edit_is_seen_by_a_rebuild_and_gone_when_undone(project):
+    """A fresh index finds it too; a file restored in place makes the run count again."""
+    path = project.add("a", 1, 0.5) / "run.json"
+    content = path.read_bytes()
+    assert broken(project) == (["1"], [])
+    path.write_bytes(content.replace(b"pilot", b"fr0st"))
+    with project.index() as index:
+        assert len(index.runs()) == 1, "a sealed folder is not read again"
+        index.rebuild()
+        assert index.runs() == []
+        path.write_bytes(content)
+        index.refresh()
+        assert index.broken() == []
+
+
+ADDED = {
+    "metrics-7-1.jsonl": b'{"step":9,"time":0.0,"values":{"test/score":0.9}}\n',
+    "env-1.json": b"{}",
+}
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_added_file_breaks_the_seal(project, name):
+    """Rows that another process added after the end are no result of the run."""
+    folder = project.add("a", 1, None, series={LOSS: [1.0]})
+    (folder / name).write_bytes(ADDED[name])
+    assert name in broken_now(project)
+
+
+def broken_now(project):
+    with project.index() as index:
+        assert index.runs() == []
+        return index.broken()[0][1]
+
+
+def test_failed_run_is_not_made_completed_by_an_edit(project):
+    """Its status is told by its events as well, even for who records all digests anew."""
+    folder = project.add("a", 1, 0.5, status="failed", error="Boom")
+    edit_json(folder / "end.json", status="completed")
+    reseal(folder)
+    assert "the status that events.jsonl tells" in broken_now(project)
+
+
+def test_only_the_last_attempt_seals(project):
+    """What an earlier attempt sealed may grow: events are appended by the next one."""
+    folder = project.add("a", 1, None, status="interrupted", series={LOSS: [1.0]})
+    attempt(folder, {SCORE: 0.5})
+    assert broken(project) == (["1"], [])
+    edit_json(folder / "end.json", status="failed")
+    _, (reason,) = broken(project)
+    assert "end.json must have the digest sealed in end-2.json" in reason
+
+
+@pytest.mark.parametrize("name", ["provenance.json", "env.json"])
+def test_completed_run_without_provenance_is_no_evidence(project, name):
+    """What ran is not on record: broken, even where the seal knows of no such file."""
+    folder = project.add("a", 1, 0.5)
+    (folder / name).unlink()
+    assert f"lacks {name}" in broken_now(project)
+    reseal(folder)
+    os.utime(folder)
+    assert f"has no {name}: what ran in attempt 1 is not on record" in broken_now(project)
+
+
+def test_attempt_that_gave_rows_needs_provenance(project):
+    """An attempt that was killed before it began has none and needs none; one with rows does."""
+    folder = project.add("a", 1, None, status="interrupted")
+    RunWriter(folder, attempt=2).close()
+    third = attempt(folder, {SCORE: 0.5})
+    assert third.attempt == 3
+    assert broken(project) == (["1"], [])
+    writer = RunWriter(project.add("a", 2, None, status=None), attempt=2)
+    writer.log({LOSS: 1.0}, step=0)
+    writer.save_checkpoint(1, b"")
+    writer.close()
+    last = RunWriter(writer.folder, attempt=3)
+    last.load_checkpoint()
+    establish(last)
+    last.finish("completed")
+    runs, (reason,) = broken(project)
+    assert runs == ["1"]
+    assert "what ran in attempt 2 is not on record" in reason
+
+
+def test_every_failure_and_all_time_stay_on_record(project):
+    """Attempts that failed before the run was completed are told, and what they cost."""
+    folder = project.add("a", 1, None, status="failed", error="Traceback\n  x\nValueError: no\n")
+    attempt(folder, status="failed")
+    attempt(folder, status="interrupted")
+    attempt(folder, {SCORE: 0.5})
+    with project.index() as index:
+        (run,) = index.runs()
+    assert run.failures == [
+        "attempt 1 failed: ValueError: no",
+        "attempt 2 failed: no reason was recorded",
+    ]
+    assert (run.process_s, run.spent["process_s"]) == (8.0, 2.0)
 
 
 def test_empty_folder_is_listed(project):

@@ -36,7 +36,7 @@ def unstrike(folder, event):
 def test_what_is_recorded_is_read(tmp_path):
     """An event comes back as it was recorded; another study's is left out if asked."""
     event = strike(tmp_path)
-    other = record(tmp_path, "note", "t", {"text": "é \u2028"})
+    other = record(tmp_path, "restore", "t", {"target": "é \u2028"})
     assert {e.digest for e in read_ledger(tmp_path)} == {event.digest, other.digest}
     assert read_ledger(tmp_path, "s") == [event]
 
@@ -48,7 +48,7 @@ def test_empty_ledger(tmp_path):
 
 def test_ad_hoc_events_lie_in_scratch(tmp_path):
     """An event without a study lies under "scratch"."""
-    event = record(tmp_path, "note", "", {"text": "x"})
+    event = record(tmp_path, "restore", "", {"target": "x"})
     assert read_ledger(tmp_path, "scratch") == [event]
 
 
@@ -72,7 +72,7 @@ def test_renamed_or_moved_event_is_noticed(tmp_path):
         read_ledger(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"kind": "note"}', b"\xff"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"kind": "restore"}', b"\xff"])
 def test_unreadable_event_is_an_error(tmp_path, content):
     """A half-written event is an error, never skipped: it may have been an invalidation."""
     (tmp_path / "s").mkdir()
@@ -91,6 +91,13 @@ def test_unknown_kind_or_lacking_body_is_an_error(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(StoreError, match="does not know"):
         read_ledger(tmp_path / "b")
+
+
+@pytest.mark.parametrize("kind", ["verdict", "revise", "note"])
+def test_a_kind_that_nothing_records_is_refused(tmp_path, kind):
+    """What no command writes would be read as if it meant something."""
+    with pytest.raises(AssertionError):
+        record(tmp_path, kind, "s", {})
 
 
 def test_restore_undoes_and_a_second_invalidation_stands(tmp_path, backwards):
@@ -119,7 +126,7 @@ def test_a_long_chain_is_read(tmp_path, monkeypatch):
     event = None
     for i in range(1200):
         follows = [event.digest] if event else []
-        event = record(tmp_path, "note", "s", {"text": str(i)}, follows=follows)
+        event = record(tmp_path, "restore", "s", {"text": str(i)}, follows=follows)
     read = read_ledger(tmp_path)
     assert [e.body["text"] for e in read] == [str(i) for i in range(1200)]
 

@@ -2,12 +2,20 @@ import re
 import shutil
 
 import pytest
-from lab import LOSS, SCORE, STUDY, Project, edit, run_id
+from lab import LOSS, SCORE, STUDY, Project, add_run, attempt, edit, run_id
 
 from assay.core.errors import StudyError
 from assay.core.figures import draw_figures
 from assay.core.ledger import record
-from assay.core.log import check_files, check_log, evidence_of, name_figures, write_log
+from assay.core.log import (
+    check_figures,
+    check_files,
+    check_log,
+    check_runs,
+    evidence_of,
+    write_log,
+)
+from assay.core.run import append_event
 
 
 @pytest.fixture
@@ -24,7 +32,7 @@ def fill(project):
             project.add(arm, seed, value, series={LOSS: [3.0, 2.0 + value, 1.0]})
 
 
-def write(project, old="", name=None, draw=name_figures, studies=None):
+def write(project, old="", name=None, draw=None, studies=None):
     with project.index(name) as index:
         return write_log(
             studies or [project.study], index, project.events(), project.settings, old, draw=draw
@@ -109,7 +117,7 @@ def test_study_without_local_runs_keeps_its_section(project):
     shutil.rmtree(project.runs)
     log = write(project, old=text)
     assert log.text == text
-    assert log.kept == ("s",)
+    assert (log.compared, log.kept, log.gone) == ((), ("s",), ())
 
 
 def test_kept_section_that_was_edited_stays_noticed(project):
@@ -138,6 +146,7 @@ def test_section_of_a_removed_study_file_stays(project):
     log = write(other, old=text)
     assert "## s: PASS 1" in log.text
     assert "| s | (its study file is gone) | PASS 1 |" in log.text
+    assert (log.kept, log.gone) == ((), ("s",))
 
 
 def test_study_without_runs_is_listed(tmp_path):
@@ -154,7 +163,7 @@ def test_invalidated_run_is_struck_with_its_reason(project):
     text = write(project).text
     assert f"{run_id(folder)} (b, all, seed 1): `test/score` ~~0.8~~" in text
     assert "PSYCHE leaked" in text
-    assert "`test/score` ~~0.9 ± 0.09539 [3]~~ → 0.95 ± 0.05657 [2] (1 not ended)" in text
+    assert "`test/score` ~~0.9 ± 0.09539 [3]~~ → 0.95 ± 0.05657 [2] (1 invalidated)" in text
     assert "Claim `better`: ~~PASS~~ → UNTESTED" in text
     assert "invalidate: " + run_id(folder) in text
 
@@ -165,7 +174,7 @@ def test_failed_and_broken_runs_are_told(project):
     folder = project.add("a", 1, 0.5, generation=2)
     (folder / "run.json").unlink()
     text = write(project).text
-    assert "Failed: b, all, seed 1: `ValueError: NaN loss`" in text
+    assert "Failed: b, all, seed 1: `attempt 1 failed: ValueError: NaN loss`" in text
     assert f"Not readable, and counted nowhere: `s/a/all/{folder.name}`" in text
     assert str(project.root) not in text
 
@@ -195,8 +204,9 @@ def test_note_is_included(project):
 
 
 def test_log_shows_the_figures_that_it_draws(project):
-    """The figures named without drawing are those that drawing makes."""
-    named, drawn = write(project), write(project, draw=draw_figures)
+    """The figures named without drawing are those that drawing makes, with their digests."""
+    drawn = write(project, draw=draw_figures)
+    named = write(project, old=drawn.text)
     assert named.text == drawn.text
     assert named.figures == drawn.figures
     assert [f.name for f in drawn.figures] == ["train-loss_nats.png"]
@@ -225,10 +235,10 @@ def test_bound_files_are_checked(project, tmp_path):
     file.write_text("0.9<!--assay:s/b test/score-->\n0.8<!--assay:s/b test/score-->\n", "utf-8")
     with project.index() as index:
         known = {"s": lambda: evidence_of(project.study, index, [])}
-        ((where, mismatch),) = check_files([file], known)
+        ((where, mismatch),) = check_files([file], known).mismatches
         assert (where, mismatch.line) == (file, 2)
         file.write_text("1<!--assay:zz/b test/score-->", "utf-8")
-        ((_, mismatch),) = check_files([file], known)
+        ((_, mismatch),) = check_files([file], known).mismatches
         assert "no study 'zz'" in mismatch.message
         with pytest.raises(StudyError, match="cannot be read"):
             check_files([tmp_path / "none.md"], known)
@@ -241,3 +251,212 @@ def test_values_in_the_log_are_those_of_the_runs(project):
         for run in index.runs("s"):
             value = {r.name: r.value for r in index.run_values(run.id)}[SCORE]
             assert f"{run.seed_label}: {value:g}" in text
+
+
+def test_a_changed_or_missing_figure_is_told(project):
+    """The log lists the digest of each figure; a file that differs or is gone is named."""
+    log = write(project, draw=draw_figures)
+    (figure,) = log.figures
+    assert check_figures(log.text, project.root) == []
+    figure.write_bytes(figure.read_bytes() + b"x")
+    (problem,) = check_figures(log.text, project.root)
+    assert "train-loss_nats.png was changed" in problem.message
+    assert log.text.split("\n")[problem.line - 1].startswith(
+        "`figures/s/train-loss_nats.png`: sha256"
+    )
+    figure.unlink()
+    (problem,) = check_figures(log.text, project.root)
+    assert "train-loss_nats.png is missing" in problem.message
+
+
+def test_a_figure_without_a_digest_is_told(project):
+    """A log that lists no digest for its figure is not the one that the runs give."""
+    text = write(project, draw=draw_figures).text
+    bare = re.sub("`figures/.*\n\n", "", text)
+    assert bare != text
+    assert check_log(bare, write(project, old=bare).text)
+
+
+def test_a_completed_run_edited_in_place_is_told(project):
+    """An edit that keeps size and time of the folder is seen once every run is read again."""
+    text = write(project).text
+    (folder,) = project.runs.glob("s/b/all/1-*")
+    path = folder / "events.jsonl"
+    with path.open("r+", encoding="utf-8") as file:
+        content = file.read()
+        file.seek(0)
+        file.write(edit(content, ('"test/score":0.8', '"test/score":0.9')))
+    with project.index() as index:
+        assert check_runs(text, index) == []
+        index.verify()
+        (problem,) = check_runs(text, index)
+    assert problem.startswith(f"runs/s/b/all/{folder.name}: ")
+    assert "changed after the run ended" in problem
+    assert str(project.root) not in problem
+    assert check_log(text, write(project, old=text).text)
+
+
+def test_a_study_whose_runs_were_all_changed_is_not_kept(project):
+    """Runs that are there and broken are not runs on another machine."""
+    text = write(project).text
+    for path in project.runs.glob("s/*/*/*/events.jsonl"):
+        path.write_text("{}\n")
+    with project.index() as index:
+        index.verify()
+    log = write(project, old=text)
+    assert log.kept == ()
+    assert "| s | Is b better than a? | UNTESTED 1 |" in log.text
+
+
+def test_planned_seeds_that_were_not_run_are_named_beside_the_verdict(tmp_path):
+    """Reasons stand below the claim; of many seeds the first and their number."""
+    seeds = list(range(1, 21))
+    project = Project(tmp_path, edit(STUDY, ("[1, 2, 3]", str(seeds))))
+    fill(project)
+    text = write(project).text
+    assert "Note: arm 'a': 17 of 20 seeds not run (seed 4, 5, 6, 7, 8 and 12 more)." in text
+
+
+def test_findings_are_told_once(project):
+    """The findings of an INVALID claim are its sentence, not a note as well."""
+    project.add("b", 1, 0.8, generation=2, provenance={"machine": {"cpu": "other"}},
+                env={"values": {"LANG": "de"}})  # fmt: skip
+    text = write(project).text
+    assert "**INVALID**" in text
+    assert "Note: " not in text
+
+
+@pytest.mark.parametrize(
+    ("note", "said"),
+    [
+        ("b is 0.9<!--assay:s/b test/score--> on average.", None),
+        ("b is 0.9.", "1 number above is not bound to runs."),
+        ("b is 0.9, a is 0.2 on 3 seeds.", "3 numbers above are not bound to runs."),
+    ],
+)
+def test_unbound_numbers_of_a_note_are_told_below_it(project, note, said):
+    """A reader sees how many numbers of the prose nothing stands behind."""
+    project.settings.notes_dir.mkdir()
+    (project.settings.notes_dir / "s.md").write_text(note, "utf-8")
+    text = write(project).text
+    assert " above " not in text if said is None else f"{note}\n\n{said}\n" in text
+    with project.index() as index:
+        known = {"s": lambda: evidence_of(project.study, index, [])}
+        prose = check_files([project.settings.notes_dir / "s.md"], known)
+    assert sum(prose.unbound.values()) == (int(said[0]) if said else 0)
+
+
+def test_bound_prose_without_the_runs_is_not_compared(project, tmp_path):
+    """Where the runs are elsewhere, a bound number neither holds nor fails."""
+    file = tmp_path / "README.md"
+    file.write_text("0.1<!--assay:s/b test/score-->\n", "utf-8")
+    ((_, mismatch),) = check_files([file], {"s": lambda: None}, ["s"]).mismatches
+    assert not mismatch.compared
+
+
+REPORTED = """
+[[reported]]
+metric = "test/score"
+arm = "a"
+value = 0.99967
+source = "old.txt"
+line = 12
+note = "another | machine"
+[[reported]]
+metric = "test/other"
+arm = "b"
+value = 3
+std = 0.25
+n = 4
+source = "old.txt"
+"""
+
+
+def test_reported_values_stand_beside_ours(tmp_path):
+    """Copied values are shown as copied, with their source, ours, and that they are no evidence."""
+    project = Project(tmp_path, STUDY + REPORTED)
+    fill(project)
+    text = write(project).text
+    assert "### Reported (not evidence)" in text
+    assert "never evidence" in text
+    row = r"| `test/score` | a | all | 0.99967 | old.txt, line 12 | another \| machine | 0.2167 ± 0.1258 [3] |"
+    assert row in text
+    assert "| `test/other` | b | all | 3 ± 0.25 [4] | old.txt | – | – [0] (3 without it) |" in text
+
+
+def test_reported_values_of_a_grid(tmp_path):
+    """A reported cell is compared with that cell; one that names several is compared with none."""
+    grid = "[grid]\nalpha = [0.0, 1.0]\n[config]"
+    more = '[[reported]]\nmetric = "test/score"\narm = "a"\nvalue = 1\nsource = "x"\n'
+    text = edit(STUDY.partition("[claims")[0], ("[config]", grid))
+    project = Project(tmp_path, text + more + "at = { alpha = 1 }\n" + more)
+    for planned in project.plan("a", "1"):
+        add_run(project.runs, planned, summary={SCORE: planned.cell["alpha"] / 2})
+    text = write(project).text
+    assert "| a | alpha = 1 | 1 | x | – | 0.5 [1] (2 not ended) |" in text
+    assert "| a | all | 1 | x | – | – (2 cells) |" in text
+
+
+def test_no_message_tells_a_path_of_the_machine(tmp_path):
+    """Errors, events and findings hold neither the project's folder nor anybody's home."""
+    project = Project(tmp_path, environment={"HOME": "/data/homes/alice"})
+    error = f"OSError: {project.root}/data/x.bin, /data/homes/alice/y and /elsewhere/bob/z <!--assay:begin t-->"
+    folder = project.add("a", 1, 0.5, status=None)
+    other = f"/scratch/bob/runs/s/a/all/{folder.name}/metrics.csv of https://x.org/a/b in 1/2 /data/homes/alice"
+    writer = attempt(folder, {SCORE: 0.5}, status="failed", error=error)
+    append_event(folder, writer.attempt, "collect", other)
+    text = write(project).text
+    assert f"runs/s/a/all/{folder.name}/metrics.csv of https://x.org/a/b in 1/2 ~" in text
+    assert "OSError: …/x.bin, ~/y" in text or "OSError: data/x.bin, ~/y" in text
+    for place in (str(project.root), "alice", "bob", "<!--assay:begin t"):
+        assert place not in text, place
+
+
+def test_failed_attempts_and_their_time_are_told(tmp_path):
+    """A failure that a later attempt made good is listed, and its seconds are in the cost."""
+    project = Project(tmp_path)
+    folder = project.add("a", 1, 0.5, status="failed", error="Trace\nMemoryError: no room")
+    attempt(folder, {SCORE: 0.5})
+    text = write(project).text
+    assert "- Failed: a, all, seed 1: `attempt 1 failed: MemoryError: no room`" in text
+    assert "| pilot | completed | 2 | 4 |" in text
+    assert "Cost of the runs that count: 4 process seconds" in text
+
+
+def test_runs_that_were_run_again_are_shown_struck(project):
+    """A superseded run keeps its values in sight."""
+    (folder,) = project.runs.glob("s/b/all/1-*")
+    project.add("b", 1, 0.95, generation=2)
+    assert (
+        f"- Run again: {run_id(folder)} (b, all, seed 1): `test/score` ~~0.8~~"
+        in write(project).text
+    )
+
+
+def test_two_dirty_states_look_different(tmp_path):
+    """Changed code is shown with the digest of its changes; without a commit, its source's."""
+    project = Project(tmp_path)
+    for seed, code in enumerate(
+        ({"dirty": True, "diff_sha256": "a" * 64}, {"dirty": True, "diff_sha256": "b" * 64},
+         {"commit": None, "vcs": None}), start=1
+    ):  # fmt: skip
+        project.add("a", seed, 0.5, provenance={"code": code})
+    text = write(project).text
+    for shown in (
+        "| ccccccccc+aaaaaa |",
+        "| ccccccccc+bbbbbb |",
+        "| no commit, source 555555555 |",
+    ):
+        assert shown in text
+
+
+def test_machine_of_a_command_tells_the_number_of_packages(tmp_path):
+    """Of a command every package decides: a hundred names are no line of a log."""
+    text = edit(STUDY, ('engine = "lab:ENGINE"', 'cmd = "train {method} {seed.init}"'),
+                ('data = "init"', 'data = 0'), ("budget = { steps = 100 }\n", ""))  # fmt: skip
+    project = Project(tmp_path, text)
+    for planned in project.plan("a"):
+        add_run(project.runs, planned, provenance={"packages": {"decisive": {"x": "1", "y": "2"}}})
+    text = write(project).text
+    assert "Python 3.11.7, 3 package(s)\n" in text
+    assert "numpy" not in text

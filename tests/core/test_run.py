@@ -100,7 +100,8 @@ def test_a_finished_run_reads_back(tmp_path):
     assert state.spent == {"steps": 5.0}
     assert state.end.rows == 5
     assert set(state.end.files) == {
-        "metrics-0-1.jsonl", "metrics.parquet", "artifacts/manifest.jsonl"
+        "run.json", "events.jsonl", "metrics-0-1.jsonl", "metrics.parquet",
+        "artifacts/manifest.jsonl",
     }  # fmt: skip
     assert state.events[0].kind == "started"
     assert state.events[0].details["start_step"] is None
@@ -122,15 +123,20 @@ def test_a_failed_run_keeps_its_traceback_and_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["metrics-0-1.jsonl", "metrics.parquet", "artifacts/manifest.jsonl"]
-)
+    "name",
+    ["run.json", "events.jsonl", "provenance.json", "env.json", "diff.patch", "metrics-0-1.jsonl",
+     "metrics.parquet", "artifacts/manifest.jsonl"],
+)  # fmt: skip
 def test_a_change_after_the_end_is_found(name, tmp_path):
     """Sealed files cannot be edited unseen."""
     folder = make(tmp_path)
     writer = RunWriter(folder, attempt=1)
     writer.log({"a": 1.0}, step=0)
     writer.save("x", b"1")
+    for other in ("provenance.json", "env.json", "diff.patch"):
+        (folder / other).write_bytes(b"{}")
     writer.finish("completed")
+    verify_run(read_run(folder))
     with (folder / name).open("ab") as file:
         file.write(b" ")
     with pytest.raises(TamperedError, match=Path(name).name):

@@ -146,7 +146,8 @@ def test_under_assay_run_a_program_joins(project, monkeypatch):
     assert only_run(project).status == "open"
     assert (folder / "metrics-0-2.jsonl").exists()
     assert runner.finish("completed").summary == {"best": 1.0}
-    assert [e.kind for e in only_run(project).events] == ["started", "started", "summary"]
+    kinds = [e.kind for e in only_run(project).events]
+    assert kinds == ["started", "ended", "started", "summary"]
 
 
 def test_artifacts_of_bytes_and_files(project, tmp_path):

@@ -58,6 +58,32 @@ def test_completed_is_done(tmp_path):
     assert not look(tmp_path).pending
 
 
+def test_frozen_run_that_failed_is_not_tried_until_it_works(tmp_path):
+    """It is done and failed, for a later pilot too; only --again makes a further run of it."""
+    make(tmp_path, planned(), status="failed", phase="frozen", checkpoint=40)
+    for phase in ("frozen", "pilot"):
+        found = look(tmp_path, phase=phase)
+        assert (len(found.done), len(found.failed), found.pending) == (1, 1, ())
+    (pending,) = look(tmp_path, phase="frozen", again=True).pending
+    assert (pending.folder, pending.generation, pending.start_step) == (None, 2, None)
+
+
+@pytest.mark.parametrize("status", [None, "interrupted"])
+def test_frozen_run_that_was_stopped_goes_on(tmp_path, status):
+    """A kill says nothing about the run."""
+    folder = make(tmp_path, planned(), status=status, phase="frozen", checkpoint=40)
+    (pending,) = look(tmp_path, phase="frozen").pending
+    assert (pending.folder, pending.attempt) == (folder, 2)
+
+
+def test_a_pilot_run_does_not_supersede_a_frozen_one(tmp_path):
+    """The highest phase counts before the latest generation."""
+    frozen = make(tmp_path, planned(), status="completed", phase="frozen")
+    make(tmp_path, planned(), status="completed", phase="pilot", generation=2)
+    ((_, state),) = look(tmp_path, phase="frozen").done
+    assert state.path == frozen
+
+
 @pytest.mark.parametrize("status", [None, "failed", "interrupted"])
 def test_unfinished_goes_on_as_the_next_attempt(tmp_path, status):
     """Killed, failed and interrupted runs go on in their directory, from their checkpoint."""

@@ -7,7 +7,7 @@ import statistics
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import LOSS, SCORE, STUDY, Project, add_run, edit, run_id
+from lab import LOSS, SCORE, STUDY, Project, add_run, attempt, edit, edit_json, run_id
 
 from assay.core import render
 from assay.core.evidence import select
@@ -210,6 +210,27 @@ def test_notes_tell_what_is_not_in_the_table(project):
     assert f"s/a/all/{struck.name}: invalidated {event.at[:10]}: env leaked" in notes
     assert "1 earlier run(s) were run again" in notes
     assert "1 run(s) have another configuration" in notes
+    broken = project.add("b", 1, 0.3)
+    edit_json(broken / "end.json", summary={SCORE: 0.9})
+    attempt(project.add("b", 3, None, status="failed"), {SCORE: 0.4})
+    notes = "\n".join(table(project).notes)
+    assert f"1 broken run directory(ies), not counted: s/b/all/{broken.name}" in notes
+    assert "1 run(s) failed in an earlier attempt" in notes
+
+
+def test_invalidated_is_told_from_not_ended(project):
+    """A place whose only run was struck is missing for that reason, also after seeds were added."""
+    text = edit(STUDY, ('data = "init"', "data = 0"))
+    project.write(text)
+    struck = project.add("a", 1, 0.2)
+    body = {"target": run_id(struck), "because": "env leaked"}
+    record(project.settings.ledger_dir, "invalidate", "s", body)
+    assert (row(project).missing, row(project).invalid) == (3, 1)
+    project.write(edit(text, ("data = 0", "data = [0, 1]")))
+    assert (row(project).missing, row(project).invalid) == (6, 1)
+    project.write(text)
+    project.add("a", 1, 0.3, generation=2)
+    assert (row(project).missing, row(project).invalid) == (2, 0)
 
 
 def test_default_metrics_have_a_direction(project):

@@ -1,5 +1,5 @@
 import pytest
-from lab import STUDY, Project, edit, run_id
+from lab import STUDY, Project, edit, edit_json, run_id
 
 from assay.core.freeze import _lock
 from assay.core.ledger import record
@@ -172,11 +172,106 @@ def test_claim_changed_after_its_runs_is_invalid(project, change):
     project.write(edit(FROZEN, change))
     result = judge(project)
     assert result.headline == "INVALID 1"
-    assert "the claim was changed after" in result.judgements[0].why
+    assert "the claim changed since version 1" in result.judgements[0].why
     lock(project, version=2, runs_before=runs)
     result = judge(project)
     assert result.headline == "INVALID 1"
     assert "6 of its runs were there before" in result.judgements[0].why
+
+
+FOUR = edit(FROZEN, ("[1, 2, 3]", "[1, 2, 3, 4]"))
+CHANGES = {
+    "seed cut": ("[1, 2, 3, 4]", "[1, 2, 3]"),
+    "seed added": ("[1, 2, 3, 4]", "[1, 2, 3, 4, 5]"),
+    "factor widened": ('factor = "method"', 'factor = ["method", "lr"]'),
+    "baseline": ('baseline = "a"', 'baseline = "b"'),
+    "budget": ("steps = 100", "steps = 99"),
+    "config": ("width = 8", "width = 9"),
+    "grid": ("[config]", "[grid]\nalpha = [0.0]\n[config]"),
+    "arm": ("[claims.better]", '[arms.c]\nmethod = "c"\n[claims.better]'),
+    "other claim": ("[claims.better]", "[claims.other]\nsays = 'x'\ncriterion = "
+                    "'mean(\"test/score\", \"a\") > 0'\n[claims.better]"),
+    "metrics": ("[claims.better]", '[metrics."test/score"]\nsays = "x"\n[claims.better]'),
+    "collect": ("[claims.better]", '[collect]\ncsv = "x.csv"\n[claims.better]'),
+    "environment": ("[claims.better]", '[environment]\nLANG = "C"\n[claims.better]'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_study_changed_after_its_runs_is_invalid(project, name):
+    """Nothing in the file that decides can be chosen after the runs; freezing again is no way
+    round it."""
+    project.write(FOUR)
+    lock(project)
+    runs = fill_frozen(project)
+    runs += [run_id(project.add(arm, 4, 0.5, phase="frozen")) for arm in "ab"]
+    before = judge(project)
+    assert before.headline == "INCONCLUSIVE 1"
+    project.write(edit(FOUR, CHANGES[name]))
+    result = judge(project)
+    assert result.headline.startswith("INVALID")
+    why = next(j for j in result.judgements if j.name == "better").why
+    assert "the study file changed since version 1; undo that, or `assay freeze`" in why
+    if project.select().counting:
+        lock(project, version=2, runs_before=runs)
+        assert not judge(project).headline.startswith("PASS")
+    project.write(FOUR)
+
+
+def test_undone_change_and_reported_values_leave_the_freeze(project):
+    """The file as it was frozen is frozen; values copied from documents decide nothing."""
+    project.write(FROZEN)
+    lock(project)
+    fill_frozen(project)
+    project.write(edit(FROZEN, ("[1, 2, 3]", "[1, 2]")))
+    assert judge(project).headline == "INVALID 1"
+    reported = '\n[[reported]]\nmetric = "test/score"\narm = "a"\nvalue = 0.5\nsource = "x"\n'
+    project.write(FROZEN + reported)
+    assert judge(project).headline == "PASS 1"
+
+
+def test_seed_cut_and_frozen_again_needs_new_runs(project):
+    """A second freeze of another file takes over no run that was there."""
+    project.write(FOUR)
+    lock(project)
+    runs = fill_frozen(project)
+    project.write(edit(FOUR, CHANGES["seed cut"]))
+    lock(project, version=2, runs_before=runs)
+    result = judge(project)
+    assert result.headline == "INVALID 1"
+    assert "6 of its runs were there before" in result.judgements[0].why
+    for arm, scores in {"a": [0.1, 0.2, 0.3], "b": [0.80, 0.91, 0.99]}.items():
+        for seed, value in enumerate(scores, 1):
+            project.add(arm, seed, value, phase="frozen", generation=2)
+    assert judge(project).headline == "PASS 1"
+
+
+def test_frozen_runs_without_a_freeze_support_nothing(project):
+    """A lost ledger is told."""
+    project.write(FROZEN)
+    fill_frozen(project)
+    result = judge(project)
+    assert result.headline == "INVALID 1"
+    assert "the ledger has no freeze" in result.judgements[0].why
+
+
+def test_pilot_repetition_leaves_a_frozen_verdict(project):
+    """`assay run --again` after the code changed makes pilot runs, and no claim UNTESTED."""
+    project.write(FROZEN)
+    lock(project)
+    fill_frozen(project)
+    for seed in (1, 2, 3):
+        project.add("b", seed, 0.0, generation=2)
+    assert judge(project).headline == "PASS 1"
+
+
+def test_edited_run_changes_no_verdict_quietly(project):
+    """Runs whose values were edited after their end are out: the claim is not tested any more."""
+    folders = project.fill(a=[0.1, 0.2, 0.3], b=[0.1, 0.2, 0.4])
+    for (arm, _), folder in folders.items():
+        if arm == "b":
+            edit_json(folder / "end.json", summary={"test/score": 0.9})
+    assert judge(project).headline == "UNTESTED 1"
 
 
 def test_unchanged_claim_keeps_its_runs_over_versions(project):

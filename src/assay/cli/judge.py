@@ -8,11 +8,11 @@ from rich.text import Text
 
 from assay.cli.common import Output, ledger, open_index, open_study, print_json, study_paths
 from assay.core.claims import Judgement
-from assay.core.errors import StoreError, StudyError
+from assay.core.errors import AssayError, StoreError
 from assay.core.evidence import select
 from assay.core.freeze import freeze as freeze_study
 from assay.core.ledger import invalidations, record
-from assay.core.render import interval, number
+from assay.core.render import interval, number, reasons
 from assay.core.settings import Settings
 from assay.core.verdict import StudyVerdict, judge_study
 
@@ -53,7 +53,7 @@ def print_verdict(result: StudyVerdict) -> None:
     for judgement in result.judgements:
         console.print(_paragraph(judgement))
     for finding in result.contract.findings:
-        console.print(f"{finding.kind}: {finding.message}")
+        console.print(finding.message)
 
 
 def _paragraph(judgement: Judgement) -> Text:
@@ -67,6 +67,7 @@ def _paragraph(judgement: Judgement) -> Text:
             f"n {judgement.n}{how}"
         )
     lines.append(f"  {judgement.why}")
+    lines += [f"  note: {reason}" for reason in reasons(judgement)]
     return Text.assemble((judgement.verdict, colour), "\n".join(lines))
 
 
@@ -122,10 +123,11 @@ def invalidate(target: str, *, because: str) -> None:
         raise StoreError(f"{name} is invalidated already. `assay restore {name}` undoes it.")
     # The runs by name: a run that is made later is not struck with them.
     body = {"target": name, "because": because, "runs": sorted(runs)}
+    before = _judged(study, settings)
     record(settings.ledger_dir, "invalidate", study, body)
     console = Output()
     console.print(f"{name} is out of evidence: {because}")
-    _rejudge(study, settings, console)
+    _tell_change(before, _judged(study, settings), console)
 
 
 def restore(target: str, *, because: str) -> None:
@@ -145,21 +147,43 @@ def restore(target: str, *, because: str) -> None:
         )
     event = standing[matches[0]]
     body = {"target": matches[0], "because": because}
+    before = _judged(event.study, settings)
     record(settings.ledger_dir, "restore", event.study, body, follows=[event.digest])
     console = Output()
     console.print(f"{matches[0]} is evidence again: {because}")
-    _rejudge(event.study, settings, console)
+    _tell_change(before, _judged(event.study, settings), console)
 
 
-def _rejudge(study: str, settings: Settings, console: Console) -> None:
-    """Say what the study comes to now; ad-hoc runs have no study file."""
+def _judged(study: str, settings: Settings) -> StudyVerdict | str | None:
+    """What a study comes to; a sentence if it cannot be judged, None for ad-hoc runs."""
     try:
         if study not in study_paths(settings):
-            return
+            return None
         loaded = open_study(study, settings)
-    except StudyError as error:
-        console.print(f"Its study is not judged again: {error}")
+        with open_index(settings, loaded.id) as index:
+            return judge_study(loaded, index, ledger(settings))
+    except AssayError as error:
+        # An event is recorded whatever is wrong with the study's file.
+        return f"The study is not judged: {error}"
+
+
+def _tell_change(
+    before: StudyVerdict | str | None, after: StudyVerdict | str | None, console: Console
+) -> None:
+    """Say which claims got another verdict, and why."""
+    if not isinstance(after, StudyVerdict):
+        if after is not None:
+            console.print(after)
         return
-    with open_index(settings, loaded.id) as index:
-        result = judge_study(loaded, index, ledger(settings))
-    console.print(f"{loaded.id} is now: {result.headline}. `assay log` writes it into the log.")
+    old = (
+        {judgement.name: judgement.verdict for judgement in before.judgements}
+        if isinstance(before, StudyVerdict)
+        else {}
+    )
+    changed = [j for j in after.judgements if j.verdict != old.get(j.name)]
+    for judgement in changed:
+        was = old.get(judgement.name, "not judged")
+        console.print(f"{judgement.name}: {was} → {judgement.verdict}. {judgement.why}")
+    if not changed:
+        console.print(f"No verdict changed: {after.headline}.")
+    console.print(f"`assay log` writes it into the log of {after.study.id}.")

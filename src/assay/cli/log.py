@@ -1,6 +1,7 @@
 """`assay log`: write EXPERIMENTS.md from the runs, or check that it still says what they say."""
 
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +9,15 @@ from assay.cli.common import Output, ledger, load_studies, open_index
 from assay.core.errors import StoreError
 from assay.core.figures import draw_figures
 from assay.core.files import write_atomic
-from assay.core.log import check_files, check_log, evidence_of, name_figures, write_log
+from assay.core.log import (
+    Log,
+    check_figures,
+    check_files,
+    check_log,
+    check_runs,
+    evidence_of,
+    write_log,
+)
 from assay.core.settings import Settings
 
 NAME = "EXPERIMENTS.md"
@@ -17,8 +26,9 @@ NAME = "EXPERIMENTS.md"
 def log(*files: Path, check: bool = False) -> None:
     """Write EXPERIMENTS.md and its figures; or, with --check, compare them with the runs.
 
-    Exit code of --check: 0 all numbers hold, 1 a generated or bound number does not; the line is
-    named.
+    Exit code of --check: 0 nothing is wrong, 1 a generated or bound number does not hold, or a
+    figure or a completed run was changed; each is named. Sections whose runs are not on this
+    machine cannot be compared: they are named and change no exit code.
 
     Args:
         files: Further Markdown files whose bound numbers are checked, besides notes/.
@@ -37,18 +47,25 @@ def log(*files: Path, check: bool = False) -> None:
     events = ledger(settings)
     console = Output()
     with open_index(settings) as index:
-        draw = name_figures if check else draw_figures
+        if check:
+            index.verify()
+        draw = None if check else draw_figures
         made = write_log(studies, index, events, settings, old, draw=draw)
         known = {s.id: partial(evidence_of, s, index, events) for s in studies}
         notes = sorted(settings.notes_dir.glob("*.md"))
-        found = check_files([*notes, *files], known)
-    problems = [f"{file.name}:{m.line}: {m.message}" for file, m in found]
+        prose = check_files([*notes, *files], known, made.kept)
+        changed = check_runs(old, index) if check else []
+    lines = [(_name(f, settings), m) for f, m in prose.mismatches]
+    problems = [f"{name}:{m.line}: {m.message}" for name, m in lines if m.compared]
+    not_compared = [f"{name}:{m.line}: {m.message}" for name, m in lines if not m.compared]
+    unbound = [f"{_name(f, settings)}: {n} unbound number(s)" for f, n in prose.unbound.items()]
     if check:
-        problems = [f"{NAME}:{m.line}: {m.message}" for m in check_log(old, made.text)] + problems
-        for problem in problems:
-            console.print(problem)
-        count = f"{len(problems)} problem(s)" if problems else "every number holds"
-        console.print(f"{NAME}: {count}; {len(notes) + len(files)} file(s) with prose checked.")
+        generated = [*check_log(old, made.text), *check_figures(old, settings.root)]
+        problems = [f"{NAME}:{m.line}: {m.message}" for m in generated] + changed + problems
+        for line in [*problems, *not_compared, *unbound]:
+            console.print(line)
+        for line in _conclusion(made, len(problems), len(notes) + len(files), len(not_compared)):
+            console.print(line)
         sys.exit(1 if problems else 0)
     write_atomic(path, made.text.encode())
     console.print(f"wrote {NAME}")
@@ -56,5 +73,39 @@ def log(*files: Path, check: bool = False) -> None:
         console.print(f"wrote {figure.relative_to(settings.root)}")
     for name in made.kept:
         console.print(f"kept the section of {name}: its runs are not on this machine")
+    for name in made.gone:
+        console.print(f"kept the section of {name}: its study file is gone")
+    for line in [*not_compared, *unbound]:
+        console.print(line)
     for problem in problems:
         console.print(f"does not hold: {problem}", style="red")
+
+
+def _name(file: Path, settings: Settings) -> str:
+    """A file as a reader knows it: relative to the project."""
+    path = file.resolve()
+    return (
+        path.relative_to(settings.root).as_posix()
+        if path.is_relative_to(settings.root)
+        else str(file)
+    )
+
+
+def _conclusion(made: Log, problems: int, prose: int, not_compared: int) -> Iterator[str]:
+    """What was compared and what was not; "every number" only if every one was."""
+    for names, why in (
+        (made.kept, "their runs are not on this machine"),
+        (made.gone, "their study files are gone"),
+    ):
+        if names:
+            yield f"{len(names)} section(s) not compared: {why} ({', '.join(names)})"
+    whole = not (made.kept or made.gone or not_compared)
+    if problems:
+        verdict = f"{problems} problem(s)"
+    elif whole:
+        verdict = "every number that is computed from runs or bound to them holds"
+    elif made.compared:
+        verdict = f"no problem in the {len(made.compared)} section(s) that could be compared"
+    else:
+        verdict = "no number was compared with runs"
+    yield f"{NAME}: {verdict}; {prose} file(s) with prose checked."

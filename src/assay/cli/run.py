@@ -114,7 +114,7 @@ def run_study(
     console = Output()
     show_plan(study, found, cohorts, why, console)
     if dry_run or not found.pending:
-        return
+        sys.exit(2 if found.failed else 0)
     with Display(len(found.pending), console) as display:
         runner = Runner(
             study=study,
@@ -178,6 +178,11 @@ def show_plan(
         f"{planned} runs, {len(found.done)} done, {len(found.pending)} to do in {len(cohorts)} "
         f"cohort(s); {why}{cost}."
     )
+    if found.failed:
+        console.print(
+            f"{len(found.failed)} frozen run(s) failed and count as failed; only --again makes "
+            "others."
+        )
     for problem in found.broken:
         console.print(f"not readable: {problem}", style="red")
 

@@ -6,6 +6,8 @@
 After `assay:` come study/arm, the metric, and settings: grid values, `seed=`, or
 `stat=` (mean, std, min, max, n). A check rounds the value to the digits that are written. As in a
 table, failed runs and values that are not finite are left out. Fenced code is not read.
+
+Numbers of prose that carry no binding are counted, so that a reader is told of them.
 """
 
 import math
@@ -20,15 +22,32 @@ from assay.core.errors import StudyError
 from assay.core.evidence import StudyEvidence
 
 NUMBER = r"[-−+]?(?:\d[\d,]*(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
-WRITTEN = re.compile(
-    rf"(?<![\w.])(?P<value>{NUMBER})(?:\s?%?\s?(?:±|\+/-)\s?(?P<std>{NUMBER}))?\s?(?P<percent>%)?"
-    r"[*_`]{0,3}$"
-)
+VALUE = rf"(?<![\w.])(?P<value>{NUMBER})(?:\s?%?\s?(?:±|\+/-)\s?(?P<std>{NUMBER}))?"
+WRITTEN = re.compile(rf"{VALUE}\s?(?P<percent>%)?[*_`]{{0,3}}$")
 WINDOW = 80
 """How far before a mark its number may begin: bounded, so that a check is linear."""
 MARK = re.compile(r"<!--\s{0,3}assay:(?!begin |end )(?P<reference>[^\n]{0,300}?)-->")
 OPENING = re.compile(r"<!--\s{0,3}assay:(?!begin |end )")
-FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})")
+MONTH = (
+    "(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?"
+    "|Sep(?:t(?:ember)?)?|Oct(?:ober)?|Nov(?:ember)?|Dec(?:ember)?)\\.?"
+)
+DATE = (
+    r"\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])(?:[T ]\d{2}:\d{2}(?::\d{2})?)?"
+    rf"|\d{{1,2}} {MONTH}(?: \d{{4}})?|{MONTH} (?:\d{{1,2}}, )?\d{{4}}"
+)
+NO_PROSE = re.compile(
+    r"\]\([^\s()]*(?:\([^\s()]*\))?[^\s()]*"  # Where a link goes; its words are prose.
+    r"|\[\^?\d+\](?:(?=:)|(?<=\^\d\])|(?<=\^\d\d\]))"  # A footnote's or reference's number.
+    r"|\b(?:https?|ftp|file)://[^\s|<>]+"
+    r"|</?[A-Za-z][^<>]*>"
+    rf"|(?<![\w.])(?:{DATE})(?!\w)"
+)
+HEADING = re.compile(r"[ >]{0,9}#{1,6} +\d+(?:\.\d+)*[.)]?(?= )")
+ITEM = re.compile(r"[ \t>]*(?:[-*+] +)?(\d{1,9})[.)](?= )")
+UNBOUND = re.compile(rf"(?<![A-Za-z][-‐])(?:{VALUE})")
+SPECIAL = re.compile("`+|<!--")
 PRECISION = 400
 """Digits of a comparison: any float beside any number that fits into the window."""
 STATISTICS: Mapping[str, Callable[[list[float]], float]] = {
@@ -42,10 +61,18 @@ STATISTICS: Mapping[str, Callable[[list[float]], float]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mismatch:
-    """A bound number that does not hold: where it stands, and a sentence."""
+    """A bound number that does not hold: where it stands, and a sentence.
+
+    `compared` is False if its runs are not on this machine, so that nothing can be said.
+    """
 
     line: int
     message: str
+    compared: bool = True
+
+
+class RunsElsewhereError(StudyError):
+    """The runs that a number is bound to are not on this machine."""
 
 
 def check_text(text: str, evidence: Callable[[str], StudyEvidence]) -> list[Mismatch]:
@@ -53,19 +80,85 @@ def check_text(text: str, evidence: Callable[[str], StudyEvidence]) -> list[Mism
 
     Args:
         text: Markdown.
-        evidence: Study id → its evidence; raises `StudyError` for an unknown study.
+        evidence: Study id → its evidence; raises `StudyError` for an unknown study, and
+            `RunsElsewhereError` for one whose runs are not on this machine.
     """
     found: list[Mismatch] = []
+    for number, line in _outside_fences(text):
+        if "assay:" in line:
+            found += _line(line, number, evidence)
+    return found
+
+
+def unbound_numbers(text: str) -> list[str]:
+    """The numbers in prose that no binding follows, as written; linear in the text's length.
+
+    Not prose: fenced and inline code, comments, HTML tags, addresses of links, dates, and the
+    numbers of headings, list items and footnotes. A number that continues a name (d8, v0.5,
+    GPT-2) is none.
+    """
+    found: list[str] = []
+    block: list[str] = []
+    comment = listing = False
+    for _, line in [*_outside_fences(text), (0, "")]:
+        if comment or (line.lstrip().startswith("<!--") and "-->" not in line):
+            # A comment that begins a line goes on over blank lines.
+            comment, line = "-->" not in line, line.partition("-->")[2]
+        if line.strip():
+            item = ITEM.match(line)
+            # As in Markdown: inside a paragraph only the number 1 begins a list.
+            listing = listing or (item is not None and (not block or item[1] == "1"))
+            number = HEADING.match(line) or (item if listing else None)
+            block.append(line[number.end() :] if number else line)
+            continue
+        prose = _blank_out("\n".join(block))
+        found += [match[0] for match in UNBOUND.finditer(prose)]
+        block, listing = [], False
+    return found
+
+
+def _outside_fences(text: str) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers; a block of fenced code is one empty line."""
     fence = ""
     for number, line in enumerate(text.split("\n"), start=1):
         mark = FENCE.match(line)
-        if mark and not fence:
+        if not fence and mark:
             fence = mark[1]
-        elif mark and mark[1].startswith(fence):
+            yield number, ""
+        elif not fence:
+            yield number, line
+        elif mark and mark[1].startswith(fence) and not line[mark.end() :].strip():
             fence = ""
-        elif not fence and "assay:" in line:
-            found += _line(line, number, evidence)
-    return found
+
+
+def _blank_out(block: str) -> str:
+    """A paragraph without its code, comments, addresses and dates, and without bound numbers."""
+    runs = [(m.start(), m.end()) for m in SPECIAL.finditer(block) if m[0][0] == "`"]
+    closing: dict[int, int] = {}
+    after: dict[int, int] = {}
+    for start, end in reversed(runs):
+        if end - start in after:
+            closing[start] = after[end - start]
+        after[end - start] = end
+    pieces: list[str] = []
+    last_end = block.rfind("-->")
+    position = 0
+    while found := SPECIAL.search(block, position):
+        start, end = found.span()
+        kept = block[position:start]
+        if found[0][0] == "`":
+            # Without a partner it is a character like any other.
+            end, filler = (closing[start], "` `") if start in closing else (end, found[0])
+        elif start < last_end:
+            end, filler = block.index("-->", start) + 3, " "
+            written = WRITTEN.search(kept[-WINDOW:]) if MARK.match(block, start) else None
+            if written:
+                kept = kept[: len(kept) - len(written[0])]
+        else:
+            filler = " "
+        pieces += [kept, filler]
+        position = end
+    return NO_PROSE.sub(" ", "".join(pieces) + block[position:])
 
 
 def _line(line: str, number: int, evidence: Callable[[str], StudyEvidence]) -> Iterator[Mismatch]:
@@ -80,12 +173,14 @@ def _line(line: str, number: int, evidence: Callable[[str], StudyEvidence]) -> I
             message = f"{mark[0]!r}: a binding without a number right before it"
             yield Mismatch(line=number, message=message)
             continue
+        compared = True
         try:
             problem = _check(written, mark["reference"], evidence)
         except StudyError as error:
-            problem = str(error)
+            problem, compared = str(error), not isinstance(error, RunsElsewhereError)
         if problem:
-            yield Mismatch(line=number, message=f"{written[0] + mark[0]!r}: {problem}")
+            message = f"{written[0] + mark[0]!r}: {problem}"
+            yield Mismatch(line=number, message=message, compared=compared)
 
 
 def _check(

@@ -44,6 +44,14 @@ class CollectSpec:
     rename: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A file or folder, and its name for messages, which must not hold paths of this machine."""
+
+    path: Path
+    name: str
+
+
 class Writer(Protocol):
     """What a collector needs of a run."""
 
@@ -76,16 +84,17 @@ def collect(folder: Path, spec: CollectSpec, writer: Writer, *, stdout: Path | N
     """
     rows = 0
     if spec.csv is not None:
-        rows += _collect_csv(_existing(folder / spec.csv, "csv"), spec.rename, writer)
+        source = _existing(folder, folder / spec.csv, "csv")
+        rows += _collect_csv(source, spec.rename, writer)
     if spec.summary is not None:
-        _collect_summary(_existing(folder / spec.summary, "summary"), spec.rename, writer)
+        source = _existing(folder, folder / spec.summary, "summary")
+        _collect_summary(source, spec.rename, writer)
     if spec.tensorboard is not None:
-        rows += _collect_tensorboard(
-            _existing(folder / spec.tensorboard, "tensorboard"), spec.rename, writer
-        )
+        source = _existing(folder, folder / spec.tensorboard, "tensorboard")
+        rows += _collect_tensorboard(source, spec.rename, writer)
     if spec.stdout is not None:
-        path = _existing(stdout or folder / "stdout.log", "stdout")
-        rows += _collect_stdout(path, compile_pattern(spec.stdout), spec.rename, writer)
+        source = _existing(folder, stdout or folder / "stdout.log", "stdout")
+        rows += _collect_stdout(source, compile_pattern(spec.stdout), spec.rename, writer)
     return rows
 
 
@@ -110,22 +119,22 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     return compiled
 
 
-def _collect_csv(path: Path, rename: Mapping[str, str], writer: Writer) -> int:
+def _collect_csv(source: _Source, rename: Mapping[str, str], writer: Writer) -> int:
     refused: dict[str, str] = {}
     rows = 0
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+    with source.path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         reader = csv.reader(file)
         header = [name.strip() for name in next(reader, [])]
         if not any(header):
             raise DataError(
-                f"collect.csv must have a header of column names in its first line; {path} has "
-                "none. Write one, for example: step,train_loss"
+                f"collect.csv must have a header of column names in its first line; {source.name} "
+                "has none. Write one, for example: step,train_loss"
             )
         repeated = sorted({name for name in header if name and header.count(name) > 1})
         if repeated:
             raise DataError(
-                f"collect.csv must name each column once; {path} repeats {', '.join(repeated)}. "
-                "Rename the columns in the program."
+                f"collect.csv must name each column once; {source.name} repeats "
+                f"{', '.join(repeated)}. Rename the columns in the program."
             )
         step_name = next((name for name in STEP_COLUMNS if name in header), None)
         number = -1
@@ -144,10 +153,10 @@ def _collect_csv(path: Path, rename: Mapping[str, str], writer: Writer) -> int:
                     rows += 1
         except csv.Error as error:
             raise DataError(
-                f"collect.csv: {path} cannot be read after row {number + 1}: {error}. Write it "
-                "with Python's csv module, or give another file."
+                f"collect.csv: {source.name} cannot be read after row {number + 1}: {error}. "
+                "Write it with Python's csv module, or give another file."
             ) from error
-    _tell_refused(path.name, refused, writer)
+    _tell_refused(source.name, refused, writer)
     return rows
 
 
@@ -168,20 +177,22 @@ def _numbers(
     return values
 
 
-def _collect_summary(path: Path, rename: Mapping[str, str], writer: Writer) -> None:
+def _collect_summary(source: _Source, rename: Mapping[str, str], writer: Writer) -> None:
     try:
-        content = path.read_bytes()
+        content = source.path.read_bytes()
         # json.dump writes NaN and Infinity as bare words, which orjson does not read.
         text = re.sub(rb'("(?:[^"\\]|\\.)*")|(-?)\b(NaN|Infinity)\b', _quote_word, content)
         table = orjson.loads(text)
     except (OSError, orjson.JSONDecodeError) as error:
+        # The text of an OSError names the whole path.
+        why = error.strerror if isinstance(error, OSError) else error
         raise DataError(
-            f"collect.summary must be a JSON file; {path} cannot be read: {error}. Check that the "
-            "program wrote all of it."
+            f"collect.summary must be a JSON file; {source.name} cannot be read: {why}. Check "
+            "that the program wrote all of it."
         ) from error
     if not isinstance(table, dict):
         raise DataError(
-            f"collect.summary must hold a table of names and numbers; {path} holds a "
+            f"collect.summary must hold a table of names and numbers; {source.name} holds a "
             f'{type(table).__name__}. Write {{"name": value}}.'
         )
     refused: dict[str, str] = {}
@@ -195,7 +206,7 @@ def _collect_summary(path: Path, rename: Mapping[str, str], writer: Writer) -> N
         else:
             values[rename.get(name, name)] = number
     writer.summary(values)
-    _tell_refused(path.name, refused, writer)
+    _tell_refused(source.name, refused, writer)
 
 
 def _quote_word(match: re.Match[bytes]) -> bytes:
@@ -213,20 +224,21 @@ def _leaves(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
-def _collect_tensorboard(folder: Path, rename: Mapping[str, str], writer: Writer) -> int:
+def _collect_tensorboard(source: _Source, rename: Mapping[str, str], writer: Writer) -> int:
+    folder = source.path
     try:
         loader = importlib.import_module("tensorboard.backend.event_processing.event_file_loader")
         tensors = importlib.import_module("tensorboard.util.tensor_util")
     except ImportError as error:
         raise ConfigError(
-            f"collect.tensorboard = {folder.name!r} needs the library tensorboard, which cannot "
+            f"collect.tensorboard = {source.name!r} needs the library tensorboard, which cannot "
             f"be imported ({error}). Install it with: pip install 'assay[tensorboard]'"
         ) from error
     files = sorted(folder.rglob("*tfevents*")) if folder.is_dir() else [folder]
     if not files:
         raise DataError(
-            f"collect.tensorboard must name a folder with event files (*tfevents*); {folder} has "
-            "none. Give the folder that the program's SummaryWriter writes to."
+            f"collect.tensorboard must name a folder with event files (*tfevents*); {source.name} "
+            "has none. Give the folder that the program's SummaryWriter writes to."
         )
     refused: dict[str, str] = {}
     rows = 0
@@ -242,17 +254,17 @@ def _collect_tensorboard(folder: Path, rename: Mapping[str, str], writer: Writer
             if values:
                 writer.log(values, step=event.step)
                 rows += 1
-    _tell_refused(folder.name, refused, writer)
+    _tell_refused(source.name, refused, writer)
     return rows
 
 
 def _collect_stdout(
-    path: Path, pattern: re.Pattern[str], rename: Mapping[str, str], writer: Writer
+    source: _Source, pattern: re.Pattern[str], rename: Mapping[str, str], writer: Writer
 ) -> int:
     refused: dict[str, str] = {}
     rows = 0
     long_lines = 0
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with source.path.open(encoding="utf-8", errors="replace") as file:
         # A progress bar overwrites its line with \r, which universal newlines split as well.
         for line in file:
             if len(line) > LINE_LIMIT:
@@ -272,23 +284,25 @@ def _collect_stdout(
     if long_lines:
         writer.event(
             "collect",
-            f"{path.name}: {long_lines} line(s) longer than {LINE_LIMIT} characters were not "
+            f"{source.name}: {long_lines} line(s) longer than {LINE_LIMIT} characters were not "
             "searched",
             lines=long_lines,
         )
     if rows == 0:
-        writer.event("collect", f"{path.name}: no line matches {pattern.pattern!r}")
-    _tell_refused(path.name, refused, writer)
+        writer.event("collect", f"{source.name}: no line matches {pattern.pattern!r}")
+    _tell_refused(source.name, refused, writer)
     return rows
 
 
-def _existing(path: Path, key: str) -> Path:
+def _existing(folder: Path, path: Path, key: str) -> _Source:
+    name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
     if not path.exists():
         raise DataError(
-            f"collect.{key} must name something that the program left behind; {path} is not "
-            "there. Check the name and that the program wrote it, or remove the key."
+            f"collect.{key} must name something that the program left behind; {name} is not there, "
+            "in the folder that it wrote to. Check the name and that the program wrote it, or "
+            "remove the key."
         )
-    return path
+    return _Source(path, name)
 
 
 def _tell_refused(source: str, refused: Mapping[str, str], writer: Writer) -> None:

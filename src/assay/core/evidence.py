@@ -1,8 +1,9 @@
 """Which runs count, and what they say: the view of the index that criteria and tables share.
 
 For every planned arm, cell and seed one run counts: of those that compute what the study file now
-asks for and that nobody invalidated, the latest generation. Generations are numbered, so no clock
-decides. A failed run counts as failed; it never vanishes.
+asks for and that nobody invalidated, the one that `survey.precedence` puts first: of the highest
+phase, the latest generation. Generations are numbered, so no clock decides. A failed run counts
+as failed; it never vanishes.
 """
 
 import gc
@@ -18,6 +19,7 @@ from assay.core.ledger import Event, invalidations
 from assay.core.plan import PlannedRun, cell_label, expand
 from assay.core.read import IndexedRun, MetricRow
 from assay.core.study import PHASES, Study
+from assay.core.survey import precedence
 
 ENDED = ("completed", "failed")
 
@@ -30,9 +32,12 @@ class Selection:
         planned: The study's plan.
         counting: Place in the study → the run that counts there.
         invalid: Invalidated runs, with the event.
-        superseded: Runs that were repeated by a later generation.
+        superseded: Runs that give way to another of their place: of a higher phase, or a later
+            generation. Their values stay in `values`.
         stale: Runs whose configuration the study file no longer asks for.
-        values: Run id → metric name → its final value.
+        values: Run id → metric name → its final value; of every run, whether it counts or not.
+        broken: Run directories that cannot be read or were changed after their end: path below
+            `runs/` and reason. They count nowhere.
     """
 
     planned: tuple[PlannedRun, ...]
@@ -41,6 +46,7 @@ class Selection:
     superseded: tuple[IndexedRun, ...]
     stale: tuple[IndexedRun, ...]
     values: Mapping[str, Mapping[str, MetricRow]]
+    broken: tuple[tuple[str, str], ...] = ()
 
     @property
     def missing(self) -> list[PlannedRun]:
@@ -56,8 +62,7 @@ def select(study: Study, index: Index, events: Sequence[Event]) -> Selection:
     """Choose the runs of a study that count.
 
     A run is recognised by what it computes, not by its seed label, which changes when further
-    roles get several seeds. Of two runs of one generation (made on two machines) the one whose
-    id sorts first counts, as for `assay run`.
+    roles get several seeds. Of several, the one counts that `assay run` takes as well.
     """
     with _no_collection():
         return _select(study, index, invalidations(events))
@@ -66,10 +71,11 @@ def select(study: Study, index: Index, events: Sequence[Event]) -> Selection:
 def _select(study: Study, index: Index, struck: Mapping[str, Event]) -> Selection:
     planned = tuple(expand(study))
     places = {(run.arm, run.cell_label, run.identity): run.key for run in planned}
-    counting: dict[tuple[str, str, str], IndexedRun] = {}
-    invalid, superseded, stale = [], [], []
+    candidates: dict[tuple[str, str, str], list[IndexedRun]] = {}
+    invalid, stale = [], []
     with index.snapshot():
         runs, rows = index.runs(study.id), index.values(study.id)
+        broken = index.broken(study.id)
     for run in runs:
         place = places.get((run.arm, run.cell_label, run.identity))
         event = struck.get(run.id) or _of_study(struck.get(study.id))
@@ -78,22 +84,26 @@ def _select(study: Study, index: Index, struck: Mapping[str, Event]) -> Selectio
         elif place is None:
             stale.append(run)
         else:
-            before = counting.get(place)
-            first = before is None or (-run.generation, run.id) < (-before.generation, before.id)
-            counting[place] = run if first or before is None else before
-            if before is not None:
-                superseded.append(before if first else run)
+            candidates.setdefault(place, []).append(run)
+    for same in candidates.values():
+        if len(same) > 1:
+            same.sort(key=_precedence)
     values: dict[str, dict[str, MetricRow]] = {}
     for row in rows:
         values.setdefault(row.run, {})[row.name] = row
     return Selection(
         planned=planned,
-        counting=counting,
+        counting={place: same[0] for place, same in candidates.items()},
         invalid=tuple(invalid),
-        superseded=tuple(superseded),
+        superseded=tuple(run for same in candidates.values() for run in same[1:]),
         stale=tuple(stale),
         values=values,
+        broken=tuple(broken),
     )
+
+
+def _precedence(run: IndexedRun) -> tuple[int | str, ...]:
+    return precedence(run.id, phase=run.phase, generation=run.generation, status=run.status)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Figures of a study: one a metric, every seed thin, mean and its 95 % band thick."""
 
+import hashlib
 import io
 import itertools
 import math
@@ -25,6 +26,7 @@ COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#B
 MAX_PANELS = 16
 MAX_POINTS = 512
 LARGEST = 1e30
+DIGEST_LENGTH = 12
 Curve = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 
@@ -43,18 +45,24 @@ def figure_path(folder: Path, study: Study, metric: str) -> Path:
     return folder / study.id / f"{metric.replace('/', '-')}.png"
 
 
-def draw_figures(study: Study, selection: Selection, index: Index, folder: Path) -> list[Path]:
-    """Draw a figure for each metric of `figure_metrics`; returns the files.
+def draw_figures(study: Study, selection: Selection, index: Index, folder: Path) -> dict[Path, str]:
+    """Draw a figure for each metric of `figure_metrics`; returns the files with their digests.
 
-    The same index gives the same bytes.
+    The same index gives the same bytes, on one version of matplotlib.
     """
-    paths = []
+    digests = {}
     for name in figure_metrics(study, selection, index):
         path = figure_path(folder, study, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, _draw(study, selection, index, name))
-        paths.append(path)
-    return paths
+        content = _draw(study, selection, index, name)
+        write_atomic(path, content)
+        digests[path] = figure_digest(content)
+    return digests
+
+
+def figure_digest(content: bytes) -> str:
+    """What the log lists beside a figure: the beginning of the SHA-256 of its file."""
+    return hashlib.sha256(content).hexdigest()[:DIGEST_LENGTH]
 
 
 def _draw(study: Study, selection: Selection, index: Index, metric: str) -> bytes:

@@ -2,8 +2,10 @@
 
 A frozen study names the digest of its file and of the committed tree. Runs get the phase "frozen"
 only while both still match. A freeze also names the runs that were there already: they never
-support a claim that this freeze locked first, so a criterion changed after its runs cannot pass
-for frozen, whatever the clocks say.
+support a claim of a study file that this freeze locked first, so what was changed after its runs
+cannot pass for frozen, whatever the clocks say.
+A change of anything in the file that decides (seeds, arms, grid, metrics, claims, …) ends what a
+freeze locked, for every claim: otherwise a seed cut afterwards would choose the verdict.
 The A/A check compares the baseline with itself: seeds of its pilot runs are dealt at random to
 all arms, and the criterion is judged. A criterion that then passes often cannot say no.
 """
@@ -166,7 +168,7 @@ def freeze(
 def unlocked(
     claim: Claim, study: Study, selection: Selection, events: Sequence[Event]
 ) -> list[str]:
-    """Why a claim of phase frozen was not stated before its runs; empty if it was."""
+    """Why a claim of phase frozen and its study were not stated before its runs; empty if so."""
     if claim.phase != "frozen":
         return []
     runs = [run for run in selection.counting.values() if run.phase == "frozen"]
@@ -175,22 +177,26 @@ def unlocked(
         key=lambda e: (int(e.body["version"]), e.digest),
         reverse=True,
     )
-    locking = list(
-        itertools.takewhile(
-            lambda e: e.body.get("locks", {}).get(claim.name) == _lock(claim), freezes
-        )
-    )
-    if runs and not locking:
+    if not freezes:
+        found = f"not frozen: the ledger has no freeze of it, but {len(runs)} of its runs say so"
+        return [f"{found}. Restore ledger/ from git, or `assay freeze`"] if runs else []
+    last = freezes[0].body
+    if last["study_digest"] != study.digest:
+        same = last.get("locks", {}).get(claim.name) == _lock(claim)
         return [
-            "not frozen: the claim was changed after the study was frozen and run. Undo the "
-            "change; or `assay freeze`, then `assay run --again`, to judge the new one on new runs"
+            f"not frozen: the {'study file' if same else 'claim'} changed since version "
+            f"{last['version']}; undo that, or `assay freeze` and `assay run --again`"
         ]
-    known = set(locking[-1].body.get("runs_before", ())) if locking else set()
+    # Of the whole file: with a seed, an arm or another claim the verdict changes too.
+    locking = itertools.takewhile(lambda e: e.body["study_digest"] == study.digest, freezes)
+    *_, first = locking
+    known = set(first.body.get("runs_before", ()))
     seen = [run.id for run in runs if run.id in known]
     if seen:
         return [
-            f"not frozen: {len(seen)} of its runs were there before the claim was frozen (version "
-            f"{locking[-1].body['version']}), such as {seen[0]}. `assay run --again` makes new ones"
+            f"not frozen: {len(seen)} of its runs were there before the study was frozen as it is "
+            f"now (version {first.body['version']}), such as {seen[0]}. `assay run --again` makes "
+            "new ones"
         ]
     return []
 

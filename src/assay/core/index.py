@@ -2,8 +2,9 @@
 
 Deleting it loses nothing: the next question rebuilds it, and gives the same answers. It holds the
 run table, one value a run and metric, and curves thinned to at most 512 points. A run directory
-is read again only when it changed. One that cannot be read, lies in another folder than its
-`run.json` says, or is a copy of another, is listed as broken and counts nowhere.
+is read again only when it changed. One that cannot be read, was changed after it was completed,
+lies in another folder than its `run.json` says, or is a copy of another, is listed as broken and
+counts nowhere.
 """
 
 import json
@@ -25,7 +26,7 @@ from assay.core.read import CurveRow, IndexedRun, LoadedRun, MetricRow
 from assay.core.run import run_folder
 from assay.core.scan import Loaded, load, signatures
 
-VERSION = 2
+VERSION = 3
 """Raised when the schema, or what is read from a run directory, changes."""
 BATCH = 256
 LOCK_TIMEOUT_S = 300
@@ -103,31 +104,22 @@ class Index:
     def refresh(self, study: str | None = None) -> Refresh:
         """Read what changed since the last time, of one study or of all.
 
+        A completed run counts as unchanged while its folder is; `verify` reads it all the same.
+
         Raises:
             StoreError: The index cannot be written.
         """
+        return self._healing(lambda: self._update(study, verify=False))
 
-        def update() -> Refresh:
-            # Known before found: what another process enters meanwhile is not taken for gone.
-            known = self._known(study)
-            found = dict(signatures(self.runs_dir, study, known))
-            changed = sorted(path for path in found if known.get(path) != found[path])
-            gone = [path for path in known if path not in found]
-            if gone:
-                with self._transaction():
-                    for path in gone:
-                        self._forget(path)
-            loaded = iter(load(self.runs_dir, changed))
-            # Reading takes long and needs no lock; each batch is entered at once.
-            while batch := list(islice(loaded, BATCH)):
-                with self._transaction():
-                    for one in batch:
-                        self._enter(one, found)
-            return Refresh(
-                read=len(changed), removed=len(gone), unchanged=len(found) - len(changed)
-            )
+    def verify(self, study: str | None = None) -> Refresh:
+        """Read every run directory again, of one study or of all: an edit in place shows as broken.
 
-        return self._healing(update)
+        Whoever reads meanwhile sees every run.
+
+        Raises:
+            StoreError: The index cannot be written.
+        """
+        return self._healing(lambda: self._update(study, verify=True))
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -245,6 +237,25 @@ class Index:
                 f"The index {self.path} cannot be written: {error}. It is a cache: delete it, or "
                 "set ASSAY_CACHE to a folder on local disk that is writable and has space left."
             ) from error
+
+    def _update(self, study: str | None, *, verify: bool) -> Refresh:
+        # Known before found: what another process enters meanwhile is not taken for gone.
+        known = self._known(study)
+        trusted: Mapping[str, str] = {} if verify else known
+        found = dict(signatures(self.runs_dir, study, trusted))
+        changed = sorted(path for path in found if trusted.get(path) != found[path])
+        gone = [path for path in known if path not in found]
+        if gone:
+            with self._transaction():
+                for path in gone:
+                    self._forget(path)
+        loaded = iter(load(self.runs_dir, changed))
+        # Reading takes long and needs no lock; each batch is entered at once.
+        while batch := list(islice(loaded, BATCH)):
+            with self._transaction():
+                for one in batch:
+                    self._enter(one, found)
+        return Refresh(read=len(changed), removed=len(gone), unchanged=len(found) - len(changed))
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ from assay.core.artifacts import write_atomic
 from assay.core.config import canonical, digest
 from assay.core.errors import StoreError, TamperedError
 
-KINDS = ("freeze", "invalidate", "restore", "verdict", "revise", "note")
+KINDS = ("freeze", "invalidate", "restore")
 NEEDED: Mapping[str, tuple[str, ...]] = {
     "freeze": ("version", "study_digest", "commit", "tree_sha256"),
     "invalidate": ("target", "because"),

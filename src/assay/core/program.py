@@ -285,7 +285,7 @@ class _Before:
             path = self._folder / name
             if path.exists() and _files(path) and not self._fresh(path):
                 raise DataError(
-                    f"{name} was not written by this run: it lay in {self._folder} before the "
+                    f"{name} was not written by this run: it lay there before the "
                     "run started and did not change. It would be another run's result. Delete it, "
                     "or give the file that the program does write."
                 )

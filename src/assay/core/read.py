@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from assay.core.config import flatten
 from assay.core.errors import StoreError
 from assay.core.files import explicit, read_json
-from assay.core.metrics import RunMetrics, Series, downsample, read_metrics
+from assay.core.metrics import RunMetrics, Series, downsample, metrics_files, read_metrics
 from assay.core.provenance import flat
-from assay.core.run import Event, RunState, attempt_name, read_run
+from assay.core.run import Event, RunState, attempt_name, read_run, verify_seal
 
-QUIET_EVENTS = ("started", "summary", "spent")
+QUIET_EVENTS = ("started", "summary", "spent", "ended")
 MACHINE_METRICS = ("speed/", "time/", "system/")
 """Measurements of the machine: they differ between runs that computed the same."""
 
@@ -39,6 +39,8 @@ class IndexedRun(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         attempts: Number of attempts.
         events: What a reader of the log should know.
         problems: Damage that was found while reading.
+        failures: A sentence for every attempt that failed, whatever came after it.
+        process_s: Process seconds of all attempts; `spent` tells those of the last.
         results_sha256: Digest of all metric rows without times; equal for equal results.
         code: Commit (short), with "+" if there were changes; "" if unknown.
     """
@@ -69,6 +71,8 @@ class IndexedRun(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     torn_lines: int
     events: list[str]
     problems: list[str]
+    failures: list[str]
+    process_s: float
     results_sha256: str | None
     code: str
 
@@ -147,11 +151,14 @@ class LoadedRun:
 def load_run(folder: Path) -> LoadedRun | str:
     """Read a run directory; a sentence instead if it cannot be read.
 
-    Whatever is wrong with one directory must not keep the others from being read, so damage that
-    no reader of a file foresaw is a sentence too.
+    A completed run is compared with its seal, so that an edit of any file shows. Whatever is wrong
+    with one directory must not keep the others from being read, so damage that no reader of a
+    file foresaw is a sentence too.
     """
     try:
         state = read_run(folder)
+        if state.end is not None and state.status == "completed":
+            verify_seal(state, state.end)
         metrics = read_metrics(folder, state.starts)
         facts = _facts(folder, state)
         own = {k: v for k, v in facts.items() if k.startswith(OWN_FACTS)}
@@ -206,6 +213,12 @@ def _indexed(
         torn_lines=state.torn_lines,
         events=[_told(e) for e in state.events if e.kind not in QUIET_EVENTS],
         problems=[*state.problems, *metrics.problems],
+        failures=[
+            f"attempt {attempt} failed: {_last_line(end.error)}"
+            for attempt, end in state.ends.items()
+            if end.status == "failed"
+        ],
+        process_s=sum(end.spent.get("process_s", 0.0) for end in state.ends.values()),
         results_sha256=_results_digest(metrics.series, state.summary),
         code=f"{str(commit)[:9]}{'+' if facts.get('code.dirty') else ''}" if commit else "",
     )
@@ -215,16 +228,34 @@ def _told(event: Event) -> str:
     return f"{event.kind} (attempt {event.attempt}): {event.message}"
 
 
+def _last_line(error: str | None) -> str:
+    lines = (error or "").strip().splitlines()
+    return lines[-1].strip()[:200] if lines else "no reason was recorded"
+
+
 def _facts(folder: Path, state: RunState) -> dict[str, Any]:
-    """Flat provenance of all attempts; a fact that changed between attempts shows both values."""
+    """Flat provenance of all attempts; a fact that changed between attempts shows both values.
+
+    Raises:
+        StoreError: The run is completed, and an attempt that its numbers come from has none.
+    """
     merged: dict[str, Any] = {}
+    needed: set[int] = set()
+    if state.status == "completed":
+        needed = {state.attempts, *(attempt for _, attempt, _ in metrics_files(folder))}
     for attempt in range(1, state.attempts + 1):
-        path = folder / attempt_name("provenance.json", attempt)
-        if not path.exists():
+        paths = [folder / attempt_name(name, attempt) for name in ("provenance.json", "env.json")]
+        lacking = [path.name for path in paths if not path.exists()]
+        if lacking and attempt in needed:
+            raise StoreError(
+                f"{folder} has no {' and no '.join(lacking)}: what ran in attempt {attempt} is not "
+                "on record, so the run is no evidence. Restore it from a copy, or move the run out "
+                "of runs/ and run again."
+            )
+        if paths[0].name in lacking:
             continue
-        env = folder / attempt_name("env.json", attempt)
-        environment = read_json(env) if env.exists() else {}
-        facts = flat({**read_json(path), "environment": environment})
+        environment = {} if lacking else read_json(paths[1])
+        facts = flat({**read_json(paths[0]), "environment": environment})
         for key, value in facts.items():
             before = merged.get(key, value)
             merged[key] = value if before == value else f"{before} → {value}"

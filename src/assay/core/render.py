@@ -1,10 +1,14 @@
 """Numbers and tables as text: the same words in the terminal, the log and the README."""
 
 import math
+import re
 
+from assay.core.claims import Judgement
 from assay.core.table import Cell, Table
 
 NONE = "–"
+MOST_SEEDS = 5
+MOST_REASONS = 6
 
 
 def number(value: float | None) -> str:
@@ -37,7 +41,8 @@ def mean_std(row: Cell) -> str:
         for count, word in (
             (row.failed, "failed"),
             (row.no_value, "without it"),
-            (row.missing, "not ended"),
+            (row.missing - row.invalid, "not ended"),
+            (row.invalid, "invalidated"),
             (row.non_finite, "not finite"),
         )
         if count
@@ -64,6 +69,22 @@ def delta(row: Cell) -> str:
 def seed_values(row: Cell) -> str:
     """`42: 0.11, 43: –`: every run that ended, with its value; a dash where it has none."""
     return ", ".join(f"{seed}: {number(row.seeds.get(seed))}" for seed in row.run_ids)
+
+
+def reasons(judgement: Judgement) -> list[str]:
+    """What a reader must know beside a verdict, and its sentence does not say; briefly."""
+    found = [_few_seeds(reason) for reason in judgement.reasons if reason not in judgement.why]
+    more = len(found) - MOST_REASONS
+    return [*found[:MOST_REASONS], f"and {more} more such remarks"] if more > 0 else found
+
+
+def _few_seeds(reason: str) -> str:
+    def shorter(match: re.Match[str]) -> str:
+        seeds = match[1].split(", ")
+        more = len(seeds) - MOST_SEEDS
+        return f"(seed {', '.join(seeds[:MOST_SEEDS])} and {more} more)" if more > 0 else match[0]
+
+    return re.sub(r"\(seed ([^()]*)\)", shorter, reason)
 
 
 def table_markdown(table: Table, *, seeds: bool = False) -> str:

@@ -7,6 +7,7 @@
 import hashlib
 import importlib
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ import orjson
 from assay.core.artifacts import MANIFEST_NAME, ArtifactStore
 from assay.core.errors import CheckpointError, StoreError, TamperedError
 from assay.core.files import (
+    explicit,
     numbers,
     read_bytes,
     sha256_of,
@@ -49,31 +51,18 @@ from assay.core.rundir import (
 )
 
 __all__ = [
-    "EndRecord",
-    "Event",
-    "RunRecord",
-    "RunState",
-    "RunWriter",
-    "append_event",
-    "attempt_name",
-    "checkpoint_step",
-    "create_run",
-    "new_id",
-    "new_record",
-    "next_attempt",
-    "read_checkpoint",
-    "read_end",
-    "read_events",
-    "read_record",
-    "read_run",
-    "run_folder",
-    "start_steps",
-    "verify_run",
-    "write_checkpoint",
-    "write_end",
-]
+    "EndRecord", "Event", "RunRecord", "RunState", "RunWriter", "append_event", "attempt_name",
+    "checkpoint_step", "create_run", "new_id", "new_record", "next_attempt", "read_checkpoint",
+    "read_end", "read_events", "read_record", "read_run", "run_folder", "start_steps",
+    "verify_run", "verify_seal", "write_checkpoint", "write_end",
+]  # fmt: skip
 
 CHECKPOINT_NAME = "checkpoint"
+_SEALED = re.compile(
+    r"run\.json|events\.jsonl|(?:provenance|env|end)(?:-\d+)?\.json|diff(?:-\d+)?\.patch|"
+    r"metrics-\d+-\d+\.jsonl|metrics\.parquet"
+)
+"""Files whose digests the end of an attempt records; the output log may still grow."""
 
 
 class RunWriter:
@@ -206,7 +195,7 @@ class RunWriter:
         self._finished = True
 
     def finish(self, status: str, error: str | None = None) -> EndRecord:
-        """Seal the metrics and write how this attempt ended.
+        """Seal the metrics and write how this attempt ended, with the digests of all it rests on.
 
         Args:
             status: "completed", "failed" or "interrupted".
@@ -219,10 +208,13 @@ class RunWriter:
         self._must_be_open()
         if self._metrics is not None:
             self._metrics.close()
-        events, _ = read_events(self.folder)
         # polars takes 150 ms to load, which `import assay` must not pay.
         seal = importlib.import_module("assay.core.seal")
-        sealed = seal.seal(self.folder, start_steps(events))
+        sealed = seal.seal(self.folder, start_steps(read_events(self.folder)[0]))
+        if status != "completed":
+            # `end.json` is sealed by nothing, so the events tell what counts of it as well.
+            append_event(self.folder, self.attempt, "ended", "", status=status)
+        events, _ = read_events(self.folder)
         end = EndRecord(
             status=status,
             attempt=self.attempt,
@@ -232,7 +224,7 @@ class RunWriter:
             summary=_last_numbers(events, self.attempt, "summary"),
             spent=_last_numbers(events, self.attempt, "spent"),
             rows=sealed.num_rows,
-            files=_digests(self.folder),
+            files=_digests(self.folder, self.attempt),
         )
         write_end(self.folder, end)
         self._finished = True
@@ -342,22 +334,60 @@ def verify_run(state: RunState) -> None:
         StoreError: A sealed file is missing.
         TamperedError: A sealed file was changed.
     """
-    for name, recorded in (state.end.files if state.end else {}).items():
-        path = state.path / name
-        found = sha256_of(path)
-        if found != recorded:
-            raise TamperedError(
-                f"{path} must have the digest sealed in end.json, {recorded[:12]}…, but has "
-                f"{found[:12]}…: it was changed after the run ended. Restore it from a copy, or "
-                "invalidate the run with `assay invalidate`."
-            )
+    if state.end is not None:
+        verify_seal(state, state.end)
     ArtifactStore(state.path).verify()
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    paths = [*sorted(folder.glob("metrics-*-*.jsonl")), folder / "metrics.parquet"]
-    paths.append(folder / "artifacts" / MANIFEST_NAME)
-    return {str(p.relative_to(folder)): sha256_of(p) for p in paths if p.exists()}
+def verify_seal(state: RunState, end: EndRecord) -> None:
+    """Recompute the digests of what the last attempt sealed, and compare its end with its events.
+
+    Raises:
+        StoreError: A file cannot be read.
+        TamperedError: A file was changed, added or removed after the run ended.
+    """
+    own = attempt_name("end.json", end.attempt)
+    there, sealed = set(_sealed_names(state.path, own)), end.files.keys()
+    for names, what in ((sealed - there, "lacks"), (there - sealed, "has also")):
+        if names:
+            raise TamperedError(
+                f"{state.path} must hold the files that {own} seals, but {what} "
+                f"{', '.join(sorted(names))}: it was changed after the run ended, or was recorded "
+                f"before Assay sealed them. {_RESTORE}"
+            )
+    for name, recorded in end.files.items():
+        found = sha256_of(state.path / name)
+        if found != recorded:
+            raise TamperedError(
+                f"{state.path / name} must have the digest sealed in {own}, {recorded[:12]}…, but "
+                f"has {found[:12]}…: it was changed after the run ended. {_RESTORE}"
+            )
+    said = [e for e in state.events if (e.attempt, e.kind) == (end.attempt, "ended")]
+    told: dict[str, Any] = {
+        "status": said[-1].details.get("status") if said else "completed",
+        "summary": _last_numbers(state.events, end.attempt, "summary"),
+        "spent": _last_numbers(state.events, end.attempt, "spent"),
+    }
+    for key, value in told.items():
+        if explicit(value) != explicit(getattr(end, key)):
+            raise TamperedError(
+                f"{state.path / own} must tell the {key} that events.jsonl tells, but the two "
+                f"differ: one of them was changed after the run ended. {_RESTORE}"
+            )
+
+
+_RESTORE = "Restore it from a copy, or move the run out of runs/ and run again."
+
+
+def _sealed_names(folder: Path, own_end: str) -> list[str]:
+    names = {path.name for path in folder.iterdir() if _SEALED.fullmatch(path.name)} - {own_end}
+    manifest = f"artifacts/{MANIFEST_NAME}"
+    return sorted(names) + ([manifest] if (folder / manifest).exists() else [])
+
+
+def _digests(folder: Path, attempt: int) -> dict[str, str]:
+    names = _sealed_names(folder, attempt_name("end.json", attempt))
+    return {name: sha256_of(folder / name) for name in names}
 
 
 def _last_numbers(events: list[Event], attempt: int, kind: str) -> dict[str, float]:

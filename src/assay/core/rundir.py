@@ -118,7 +118,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         at: ISO 8601, UTC.
         attempt: Which attempt.
-        kind: "started", "from-scratch", "summary", "spent", or a word of the engine's.
+        kind: "started", "from-scratch", "summary", "spent", "ended", or a word of the engine's.
         message: For people.
         details: For programs.
     """
@@ -142,6 +142,7 @@ class RunState:
         starts: Attempt → the step at which it resumed, None for from scratch.
         events: All events, in order.
         end: How the last attempt ended; None while it is open.
+        ends: Attempt → how it ended, for all that did.
         summary: Final values of the last attempt.
         spent: What the last attempt spent.
         torn_lines: Files whose last line was cut off by a kill.
@@ -159,6 +160,7 @@ class RunState:
     spent: dict[str, float]
     torn_lines: int
     problems: list[str] = field(default_factory=list)
+    ends: dict[int, EndRecord] = field(default_factory=dict)
 
 
 def new_id() -> str:
@@ -267,12 +269,14 @@ def read_run(folder: Path) -> RunState:
     events, problems = read_events(folder)
     starts = start_steps(events)
     attempts = next_attempt(folder) - 1
-    end = None
+    ends: dict[int, EndRecord] = {}
     for attempt in range(1, attempts + 1):
         path = folder / attempt_name("end.json", attempt)
-        end = read_end(path) if path.exists() else None
-        if end is not None and attempt not in starts:
-            problems.append(f"events.jsonl does not tell that attempt {attempt} started")
+        if path.exists():
+            ends[attempt] = read_end(path)
+            if attempt not in starts:
+                problems.append(f"events.jsonl does not tell that attempt {attempt} started")
+    end = ends.get(attempts)
     return RunState(
         path=folder,
         record=record,
@@ -285,6 +289,7 @@ def read_run(folder: Path) -> RunState:
         spent=end.spent if end else {},
         torn_lines=sum(map(_is_torn, sorted(folder.glob("*.jsonl")))),
         problems=problems,
+        ends=ends,
     )
 
 

@@ -20,7 +20,7 @@ def signatures(
     """Path inside `runs/` and a cheap sign of change, for every run directory.
 
     A completed run is immutable but for files added or removed, which its folder's own time
-    tells; any other is told by the number and sizes of its files.
+    tells; any other is told by the number, sizes and times of its files.
     """
     levels = [(str(runs_dir), "")] if study is None else [(str(runs_dir / study), f"{study}/")]
     for _ in range(3 if study is None else 2):
@@ -41,8 +41,10 @@ def signatures(
 
 def _open_signature(folder: os.DirEntry[str]) -> str:
     with os.scandir(folder.path) as entries:
-        sizes = [e.stat().st_size for e in entries if e.is_file()]
-    return f"open-{folder.stat().st_mtime_ns}-{len(sizes)}-{sum(sizes)}"
+        found = [e.stat() for e in entries if e.is_file()]
+    size = sum(file.st_size for file in found)
+    latest = max((file.st_mtime_ns for file in found), default=0)
+    return f"open-{folder.stat().st_mtime_ns}-{len(found)}-{size}-{latest}"
 
 
 def _folders(path: str) -> list[os.DirEntry[str]]:

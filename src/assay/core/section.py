@@ -1,9 +1,12 @@
 """One study's section of the log, as Markdown: a pure function of the index and the ledger."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeAlias
 
+from assay.core.bound import unbound_numbers
 from assay.core.claims import Judgement
 from assay.core.config import canonical, flatten
 from assay.core.contract import summarise
@@ -12,43 +15,64 @@ from assay.core.evidence import number as evidence_number
 from assay.core.index import Index
 from assay.core.ledger import Event
 from assay.core.read import IndexedRun
-from assay.core.render import interval, mean_std, number, row_markdown, table_markdown
-from assay.core.study import Study
-from assay.core.table import Table, build_table, default_metrics
+from assay.core.render import (
+    NONE,
+    interval,
+    mean_std,
+    number,
+    reasons,
+    row_markdown,
+    table_markdown,
+)
+from assay.core.study import Reported, Study
+from assay.core.table import Cell, Table, build_table, default_metrics
 from assay.core.verdict import StudyVerdict, judge_study
+
+Clean = Callable[[str], str]
+PATH = re.compile(r"(?<![\w/:.~-])(?:/[^\s/'\"`:;,()<>|]+)+/([^\s/'\"`:;,()<>|]+)")
+"""An absolute path of two parts or more, and its last part."""
 
 
 def study_section(
-    result: StudyVerdict, index: Index, events: Sequence[Event], figures: Sequence[str], note: str
+    result: StudyVerdict,
+    index: Index,
+    events: Sequence[Event],
+    figures: Mapping[str, str],
+    note: str,
+    home: str = "",
 ) -> str:
-    """Heading with verdict, question, setup, claims, results, contract, runs, cost, commands.
+    """Heading with verdict, question, claims, results, setup, contract, runs, cost, commands.
 
     Args:
         result: The study, its runs and verdicts.
         index: For provenance, and for what stood before an invalidation.
         events: The ledger, of which this study's events are told.
-        figures: Paths of its figures, relative to the log.
-        note: Prose of a person, included as it is.
+        figures: Paths of its figures, relative to the log, with their digests.
+        note: Prose of a person, included as it is; below it stands how much of it is unbound.
+        home: The home folder, which no message may tell; "" if there is none.
     """
     study, selection = result.study, result.selection
+    clean = _cleaner(index, home)
+    tidy = partial(_message, study=study, clean=clean)
     metrics = default_metrics(study, selection)
     table = build_table(study, selection, metrics)
     parts = [
         f"## {study.id}: {result.headline}\n",
         f"{study.table.question}\n",
-        *([f"{note}\n"] if note else []),
+        *_note(note),
         "### Claims\n",
-        _claims(result.judgements),
+        _claims(result.judgements, clean),
         "### Results\n",
         table_markdown(_without_invalid(table), seeds=True),
-        *_struck(result, table, index, events),
-        *(f"![{study.id}: {path}]({path})\n" for path in figures),
+        *_struck(result, table, index, events, tidy),
+        *_reported(study, selection),
+        *(f"![{study.id}: {p}]({p})\n\n`{p}`: sha256 `{d}`\n" for p, d in figures.items()),
         "### Setup\n",
         _setup(study, selection),
         "### Contract\n",
-        "\n".join(f"- {line}" for line in summarise(result.contract)) + "\n",
+        "\n".join(f"- {clean(line)}" for line in summarise(result.contract)) + "\n",
         "### Runs\n",
-        _runs(study, selection, index),
+        _runs(study, selection, index, table.metrics, tidy),
         *_events(study, events),
         "### Commands\n",
         _commands(study),
@@ -56,7 +80,42 @@ def study_section(
     return "\n".join(parts)
 
 
-def _claims(judgements: Iterable[Judgement]) -> str:
+def _cleaner(index: Index, home: str) -> Clean:
+    """Takes the places of the project and of the home folder out of a text."""
+    places = [(str(index.runs_dir.parent), ""), (home.rstrip("/"), "~")]
+
+    def clean(text: str) -> str:
+        for place, instead in places:
+            if len(place) > 1:
+                text = text.replace(f"{place}/", f"{instead}/" if instead else "")
+                text = re.sub(rf"{re.escape(place)}(?![\w.-])", instead or ".", text)
+        return text
+
+    return clean
+
+
+def _message(text: str, study: Study, clean: Clean) -> str:
+    """A message or an error on one line, without paths of the machine where the run was made.
+
+    That machine's folders are not known here, so of any absolute path the last part stays; of
+    one in a run directory, all below `runs/`.
+    """
+    line = " ".join(text.split()).replace("<!--", "<! --")
+    line = re.sub(
+        rf"(?:/[^\s'\"`:;,()<>|]*)?/runs/{re.escape(study.id)}/", f"runs/{study.id}/", line
+    )
+    return PATH.sub(r"…/\1", clean(line))
+
+
+def _note(note: str) -> Iterator[str]:
+    if not note:
+        return
+    yield f"{note}\n"
+    if unbound := len(unbound_numbers(note)):
+        yield f"{unbound} number{'s' if unbound > 1 else ''} above {'are' if unbound > 1 else 'is'} not bound to runs.\n"
+
+
+def _claims(judgements: Iterable[Judgement], clean: Clean) -> str:
     lines = []
     for j in judgements:
         lines.append(f"- **{j.verdict}** `{j.name}`: {j.sentence}")
@@ -67,7 +126,8 @@ def _claims(judgements: Iterable[Judgement]) -> str:
                 f"  Estimate {number(j.estimate)}, {j.confidence:.0%} interval {limits}, n {j.n}{how}."
             )
         adjusted = "" if j.p_adjusted is None else f" Holm-adjusted p {number(j.p_adjusted)}."
-        lines.append(f"  {j.why}{adjusted}")
+        lines.append(f"  {clean(j.why)}{adjusted}")
+        lines += [f"  Note: {clean(reason)}." for reason in reasons(j)]
         lines.append(f"  Criterion: `{j.criterion}`")
     return "\n".join(lines or ["No claims."]) + "\n"
 
@@ -115,7 +175,7 @@ def _without_invalid(table: Table) -> Table:
 
 
 def _struck(
-    result: StudyVerdict, table: Table, index: Index, events: Sequence[Event]
+    result: StudyVerdict, table: Table, index: Index, events: Sequence[Event], tidy: Clean
 ) -> Iterator[str]:
     """What was invalidated: the runs with their values struck, and what changed with them."""
     selection = result.selection
@@ -123,13 +183,8 @@ def _struck(
         return
     lines = []
     for run, event in sorted(selection.invalid, key=lambda pair: pair[0].key):
-        values = selection.values.get(run.id, {})
-        shown = ", ".join(
-            f"`{m}` ~~{number(evidence_number(values[m]))}~~" for m in table.metrics if m in values
-        )
-        place = f"{run.arm}, {run.cell_label}, seed {run.seed_label}"
         lines.append(
-            f"- {run.id} ({place}): {shown or 'no values'}. Since {event.at[:10]}: "
+            f"- {_crossed_out(run, selection, table.metrics, tidy)}. Since {event.at[:10]}: "
             f"{event.body['because']}"
         )
     before = judge_study(
@@ -147,76 +202,138 @@ def _struck(
     yield "\n".join(lines) + "\n"
 
 
-def _runs(study: Study, selection: Selection, index: Index) -> str:
+def _crossed_out(run: IndexedRun, selection: Selection, metrics: Sequence[str], tidy: Clean) -> str:
+    """A run that does not count, with the values that it had and the attempts that failed."""
+    values = selection.values.get(run.id, {})
+    shown = ", ".join(
+        f"`{m}` ~~{number(evidence_number(values[m]))}~~" for m in metrics if m in values
+    )
+    place = f"{run.arm}, {run.cell_label}, seed {run.seed_label}"
+    failures = "".join(f"; `{tidy(failure)}`" for failure in run.failures)
+    return f"{run.id} ({place}): {shown or 'no values'}{failures}"
+
+
+def _reported(study: Study, selection: Selection) -> Iterator[str]:
+    """Values copied from documents, beside ours."""
+    if not study.reported:
+        return
+    heads = ["metric", "arm", "cell", "value", "source", "note", "ours: mean ± std [n]"]
+    lines = [row_markdown(heads), row_markdown(["---"] * len(heads))]
+    metrics = list(dict.fromkeys(entry.metric for entry in study.reported))
+    rows = build_table(study, selection, metrics).rows
+    for entry in study.reported:
+        at = flatten(entry.at)
+        same = [row for row in rows if (row.metric, row.arm) == (entry.metric, entry.arm)]
+        ours = [row for row in same if all(row.cell[key] == at[key] for key in at)]
+        cell = ", ".join(f"{k} = {_text(v)}" for k, v in at.items()) or "all"
+        source = entry.source + (f", line {entry.line}" if entry.line is not None else "")
+        lines.append(
+            row_markdown([f"`{entry.metric}`", entry.arm, cell, _as_copied(entry), source,
+                          entry.note or NONE, _ours(ours)])
+        )  # fmt: skip
+    yield "### Reported (not evidence)\n"
+    yield "\n".join(lines) + "\n"
+    yield "Copied from documents, not computed from runs: never evidence. No claim rests on them.\n"
+
+
+def _ours(rows: Sequence[Cell]) -> str:
+    if len(rows) == 1:
+        return mean_std(rows[0])
+    return f"{NONE} ({len(rows)} cells)" if rows else NONE
+
+
+def _as_copied(entry: Reported) -> str:
+    std = "" if entry.std is None else f" ± {entry.std:.15g}"
+    return f"{entry.value:.15g}{std}" + ("" if entry.n is None else f" [{entry.n}]")
+
+
+def _runs(
+    study: Study, selection: Selection, index: Index, metrics: Sequence[str], tidy: Clean
+) -> str:
     runs = sorted(selection.counting.items())
+    facts = index.study_facts(study.id)
     heads = ["run", "arm", "cell", "seed", "phase", "status", "attempts", "process seconds", "code"]
     lines = [row_markdown(heads), row_markdown(["---"] * len(heads))]
-    lines += [row_markdown(_run_cells(place, run)) for place, run in runs]
-    lines += ["", *(f"- {line}" for line in _remarks(runs, selection))]
+    for place, run in runs:
+        state = [run.phase, run.status, str(run.attempts), number(run.process_s)]
+        lines.append(row_markdown([run.id, *place, *state, _code(facts.get(run.id, {}))]))
+    lines += ["", *(f"- {line}" for line in _remarks(runs, tidy))]
     lines += [
-        f"- Not readable, and counted nowhere: `{path}`: {_reason(reason, index)}"
+        f"- Run again: {_crossed_out(run, selection, metrics, tidy)}"
+        for run in selection.superseded
+    ]
+    lines += [
+        f"- Not readable, and counted nowhere: `{path}`: {tidy(reason)}"
         for path, reason in index.broken(study.id)
     ]
     lines.append(f"- {_cost([run for _, run in runs])}")
-    lines += [f"- Machine: {machine}" for machine in _machines(study, selection, index)]
+    lines += [f"- Machine: {machine}" for machine in _machines(study, selection, facts)]
     return "\n".join(lines) + "\n"
-
-
-def _reason(reason: str, index: Index) -> str:
-    """Without the place of the project on this machine, which would make two logs differ."""
-    return reason.replace(f"{index.runs_dir.parent}/", "")
 
 
 Place: TypeAlias = tuple[str, str, str]
 
 
-def _run_cells(place: Place, run: IndexedRun) -> list[str]:
-    seconds = number(run.spent.get("process_s"))
-    return [run.id, *place, run.phase, run.status, str(run.attempts), seconds,
-            run.code or "no commit"]  # fmt: skip
+def _code(facts: Mapping[str, Any]) -> str:
+    """Commit and digest of what was changed since; without a repository the source's digest."""
+    commit, source = facts.get("code.commit"), facts.get("code.source_sha256")
+    if not commit:
+        return f"no commit, source {_first(source, 9)}" if source else "no commit"
+    if not facts.get("code.dirty"):
+        return _first(commit, 9)
+    return f"{_first(commit, 9)}+{_first(facts.get('code.diff_sha256') or '', 6)}"
 
 
-def _remarks(runs: Sequence[tuple[Place, IndexedRun]], selection: Selection) -> Iterator[str]:
+def _first(value: object, length: int) -> str:
+    """The beginning of a digest; of both, where it changed between attempts."""
+    parts = str(value).split(" → ")
+    return " → ".join("unchanged" if part == "None" else part[:length] for part in parts)
+
+
+def _remarks(runs: Sequence[tuple[Place, IndexedRun]], tidy: Clean) -> Iterator[str]:
     for (arm, cell, seed), run in runs:
         where = f"{arm}, {cell}, seed {seed}"
-        if run.error:
-            yield f"Failed: {where}: `{run.error.strip().splitlines()[-1][:200]}`"
-        for message in [*run.events, *run.problems]:
-            yield f"{where}: {message}"
+        yield from (f"Failed: {where}: `{tidy(failure)}`" for failure in run.failures)
+        yield from (f"{where}: {tidy(message)}" for message in [*run.events, *run.problems])
         if run.torn_lines:
             yield f"{where}: {run.torn_lines} line(s) were cut off by a kill, and skipped"
-    for run in selection.superseded:
-        yield f"Run again: {run.id} ({run.arm}, seed {run.seed_label}) is of an earlier generation"
 
 
 def _cost(runs: Sequence[IndexedRun]) -> str:
-    seconds = sum(run.spent.get("process_s", 0.0) for run in runs)
+    seconds = sum(run.process_s for run in runs)
     spent: dict[str, float] = {}
     for run in runs:
         for name, value in run.spent.items():
             if not name.endswith("_s"):
                 spent[name] = spent.get(name, 0.0) + value
     listed = "".join(f", {name} {number(value)}" for name, value in spent.items())
-    return f"Cost of the runs that count: {seconds:,.0f} process seconds{listed}"
+    shown = number(round(seconds) if seconds >= 10 else seconds)
+    return f"Cost of the runs that count: {shown} process seconds{listed}"
 
 
-def _machines(study: Study, selection: Selection, index: Index) -> list[str]:
+def _machines(
+    study: Study, selection: Selection, known: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
     found = set()
-    known = index.study_facts(study.id)
     for run in selection.counting.values():
         facts = known.get(run.id, {})
         found.add(
             f"{facts.get('machine.cpu')}, {facts.get('machine.cores')} cores, "
             f"{facts.get('machine.memory_gib')} GiB, {facts.get('machine.os')}; device "
             f"{facts.get('device')}, {facts.get('threads')} thread(s) a process; Python "
-            f"{facts.get('python.version')}"
-            + "".join(
-                f", {key.removeprefix('packages.')} {value}"
-                for key, value in sorted(facts.items())
-                if key.startswith("packages.")
-            )
+            f"{facts.get('python.version')}{_packages(study, facts)}"
         )
     return sorted(found)
+
+
+def _packages(study: Study, facts: Mapping[str, Any]) -> str:
+    """Those that decide; where all of them do, as for a command, only their number is told."""
+    versions = {
+        k.removeprefix("packages."): facts[k] for k in sorted(facts) if k[:9] == "packages."
+    }
+    if study.table.engine is None or not any(key.startswith("installed.") for key in facts):
+        return f", {len(versions)} package(s)"
+    return "".join(f", {name} {version or 'missing'}" for name, version in versions.items())
 
 
 def _events(study: Study, events: Sequence[Event]) -> list[str]:

@@ -1,4 +1,8 @@
-"""What of a plan is done, what is not, and what goes on from a checkpoint: read from the disk."""
+"""What of a plan is done, what is not, and what goes on from a checkpoint: read from the disk.
+
+`precedence` is the one rule by which, of several runs of one place in a study, one counts; the
+evidence follows it too.
+"""
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
@@ -8,6 +12,18 @@ from assay.core.errors import StoreError
 from assay.core.plan import PlannedRun
 from assay.core.run import RunState, checkpoint_step, next_attempt, read_run, run_folder
 from assay.core.study import PHASES
+
+STATUS_ORDER = ("completed", "failed", "interrupted", "open")
+
+
+def precedence(run_id: str, *, phase: str, generation: int, status: str) -> tuple[int | str, ...]:
+    """Sorts first the run that counts, of those of one place that nobody invalidated.
+
+    The highest phase, so that a further pilot run takes nothing from a frozen claim; then the
+    latest generation, which no clock decides. Two of one generation meet when run directories
+    are merged: what ended goes first, and then the id that sorts first.
+    """
+    return (-PHASES.index(phase), -generation, STATUS_ORDER.index(status), run_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,14 +50,20 @@ class Survey:
     """A plan compared with the run directories.
 
     Attributes:
-        done: Planned runs that are completed, with their state.
-        pending: Those that are not.
+        done: Planned runs that need nothing more, with their state: completed, or failed when
+            frozen (`failed`).
+        pending: Those that do.
         broken: A sentence for every run directory that cannot be read.
     """
 
     done: tuple[tuple[PlannedRun, RunState], ...]
     pending: tuple[Pending, ...]
     broken: tuple[str, ...]
+
+    @property
+    def failed(self) -> tuple[tuple[PlannedRun, RunState], ...]:
+        """Frozen runs that failed: the failure counts, and only `again` makes another run."""
+        return tuple(pair for pair in self.done if pair[1].status == "failed")
 
     def cohorts(self, at_least: int = 1) -> list[list[Pending]]:
         """Pending runs grouped by what is computed together.
@@ -88,25 +110,34 @@ def survey(
     read = _Reader(runs_dir)
     for run in planned:
         states = read.of(run)
-        # Two of one generation can meet when run directories are merged: a done one counts.
-        latest = max(
-            (s for s in states if s.record.id not in invalid),
-            key=lambda s: (s.record.generation, s.status == "completed"),
-            default=None,
-        )
-        if latest is not None and latest.status != "completed" and latest.record.phase == phase:
-            pending.append(_continued(run, latest))
-        elif latest is not None and not again and _serves(latest, phase):
-            done.append((run, latest))
+        standing = [s for s in states if s.record.id not in invalid]
+        counts = min(standing, key=_precedence, default=None)
+        if counts is not None and not _has_ended(counts) and counts.record.phase == phase:
+            pending.append(_continued(run, counts))
+        elif counts is not None and not again and _serves(counts, phase):
+            done.append((run, counts))
         else:
             generation = 1 + max((s.record.generation for s in states), default=0)
             pending.append(Pending(planned=run, generation=generation))
     return Survey(done=tuple(done), pending=tuple(pending), broken=tuple(read.problems))
 
 
+def _precedence(state: RunState) -> tuple[int | str, ...]:
+    record = state.record
+    return precedence(
+        record.id, phase=record.phase, generation=record.generation, status=state.status
+    )
+
+
+def _has_ended(state: RunState) -> bool:
+    """Whether no further attempt is made: trying until it works is for pilots."""
+    failed = state.status == "failed" and state.record.phase == PHASES[-1]
+    return failed or state.status == "completed"
+
+
 def _serves(state: RunState, phase: str) -> bool:
     rank = PHASES.index
-    return state.status == "completed" and rank(state.record.phase) >= rank(phase)
+    return _has_ended(state) and rank(state.record.phase) >= rank(phase)
 
 
 def _continued(run: PlannedRun, state: RunState) -> Pending:

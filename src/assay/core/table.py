@@ -4,9 +4,9 @@ import csv
 import io
 import math
 import statistics as basic
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from assay.core.evidence import Selection, StudyEvidence
 from assay.core.files import explicit
@@ -21,6 +21,7 @@ from assay.core.statistics import (
 from assay.core.study import Study
 
 CONFIDENCE = 0.95
+Place: TypeAlias = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +47,8 @@ class Cell:
         run_ids: Seed label → run id, also of runs without a value.
         failed: Number of runs that failed; never dropped from sight.
         no_value: Number of completed runs that have no such value.
-        missing: Number of planned runs that have not ended.
+        missing: Number of planned runs that have not ended, or of which none counts.
+        invalid: How many of the missing were invalidated.
         mean: Of the finite values; None without any.
         std: Sample standard deviation (n - 1); None for n < 2.
         low: Lower limit of the 95 % t interval of the mean; None for n < 2.
@@ -64,6 +66,7 @@ class Cell:
     failed: int
     no_value: int
     missing: int
+    invalid: int
     mean: float | None
     std: float | None
     low: float | None
@@ -111,8 +114,16 @@ def build_table(study: Study, selection: Selection, metrics: Sequence[str]) -> T
         for label, cell in every
         for metric in metrics
     }
+    struck = _struck(selection)
     rows = [
-        _row(evidence, arm, cell, metric, None if arm == study.baseline else base[label, metric])
+        _row(
+            evidence,
+            arm,
+            cell,
+            metric,
+            struck,
+            None if arm == study.baseline else base[label, metric],
+        )
         for arm in study.arms
         for label, cell in every
         for metric in metrics
@@ -165,6 +176,15 @@ def selection_notes(selection: Selection) -> list[str]:
         f"{run.path}: invalidated {event.at[:10]}: {event.body['because']}"
         for run, event in selection.invalid
     ]
+    retried = sum(r.status != "failed" and bool(r.failures) for r in selection.counting.values())
+    if retried:
+        notes.append(f"{retried} run(s) failed in an earlier attempt and were tried again.")
+    if selection.broken:
+        listed = ", ".join(path for path, _ in selection.broken)
+        notes.append(
+            f"{len(selection.broken)} broken run directory(ies), not counted: {listed} "
+            f"(`assay ls` says why)."
+        )
     if selection.superseded:
         notes.append(f"{len(selection.superseded)} earlier run(s) were run again; not counted.")
     if selection.stale:
@@ -175,11 +195,24 @@ def selection_notes(selection: Selection) -> list[str]:
     return notes
 
 
+def _struck(selection: Selection) -> frozenset[Place]:
+    """Places whose only runs were invalidated; by what was computed, as labels may change."""
+    invalid = {(run.arm, run.cell_label, run.identity) for run, _ in selection.invalid}
+    return frozenset(
+        p.key
+        for p in selection.planned
+        if invalid
+        and (p.arm, p.cell_label, p.identity) in invalid
+        and p.key not in selection.counting
+    )
+
+
 def _row(
     evidence: StudyEvidence,
     arm: str,
     cell: dict[str, Any],
     metric: str,
+    struck: Container[Place],
     baseline: dict[str, float] | None,
 ) -> Cell:
     found = evidence.values(metric, arm, cell)
@@ -190,6 +223,7 @@ def _row(
     low, high = _limits(mean_interval(sample, CONFIDENCE)) if sample else (None, None)
     runs = {s: evidence.selection.counting[(arm, label, s)] for s in found}
     failed = sum(run.status == "failed" for run in runs.values())
+    absent = [seed for seed in evidence.seeds if seed not in found]
     return Cell(
         arm=arm,
         cell=cell,
@@ -198,7 +232,8 @@ def _row(
         run_ids={seed: run.id for seed, run in runs.items()},
         failed=failed,
         no_value=len(found) - len(seeds) - failed,
-        missing=len(evidence.seeds) - len(found),
+        missing=len(absent),
+        invalid=sum((arm, label, seed) in struck for seed in absent),
         mean=basic.fmean(sample) if sample else None,
         std=_spread(sample),
         low=low,
