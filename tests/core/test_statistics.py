@@ -21,7 +21,6 @@ from assay.core.statistics import (
     ratio_interval,
     seeds_to_decide,
     seeds_to_separate,
-    sign_test,
     std_interval,
     welch_difference,
     wilson,
@@ -311,15 +310,6 @@ def test_holm_rejects_what_the_step_down_rule_rejects(p_values, alpha):
     assert {i for i, p in enumerate(holm(p_values)) if p <= alpha} == rejected
 
 
-def test_sign_test_leaves_ties_out():
-    """6 wins, 1 loss, 2 ties: the exact two-sided binomial p of 6 of 7, 0.125."""
-    a, b = [1] * 6 + [0] + [2, 2], [0] * 6 + [1] + [2, 2]
-    assert sign_test(a, b) == pytest.approx(0.125)
-    assert sign_test([1, 1], [1, 1]) == 1
-    with pytest.raises(ValueError, match="argument"):
-        sign_test([1], [1, 2])
-
-
 def test_a_bar_is_not_a_test():
     """S2: an arm that groks 47 % of the time passes "at least 4 of 8" 57 % of the time."""
     assert chance_to_reach(4, 8, 0.47) == pytest.approx(0.57, abs=0.005)
@@ -359,3 +349,13 @@ def test_pairs_need_equal_lengths():
     for compute in (paired_difference, lambda a, b: ratio_interval(a, b, paired=True)):
         with pytest.raises(ValueError, match="pairs need"):
             compute([1.0, 2.0, 3.0], [1.0, 2.0])
+
+
+@pytest.mark.parametrize("factor", [1, 2, -3])
+def test_ratio_of_proportional_pairs_is_exact_at_every_confidence(factor):
+    """No rounding opens an interval around a ratio that all pairs agree on."""
+    values = [1.7807983131809637, 0.0, 1.7807983131809637, 1.7807983131809637]
+    scaled = [factor * value for value in values]
+    for confidence in (0.5, 0.8, 0.85, 0.9, 0.93):
+        found = ratio_interval(scaled, values, confidence, paired=True)
+        assert (found.low, found.high) == (factor, factor)

@@ -154,7 +154,7 @@ def _open_case(
     runs = Recorder(evidence)
     outcome = _named(claim, lambda: evaluate(criterion, runs, confidence=claim.confidence))
     if findings:
-        why = f"No verdict: {'; '.join(finding.rstrip('.') for finding in findings)}."
+        why = f"No verdict: {'; '.join(findings)}."
         stands = _judgement(claim, "INVALID", why, reasons=tuple(findings))
         return _Case(claim, criterion, runs, None, stands)
     if short := _too_few(claim, runs):

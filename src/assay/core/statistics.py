@@ -312,9 +312,14 @@ def ratio_interval(
     unbounded = Interval(-math.inf, math.inf, ratio, min(n_a, n_b))
     if math.isnan(ratio) or min(n_a, n_b) == 1:
         return unbounded
-    covariance = float(np.cov(a, b)[0, 1]) if paired and spread_a * spread_b > 0 else 0.0
+    products = (
+        [(x - mean_a) * (y - mean_b) for x, y in zip(a, b, strict=False)] if paired else [0.0]
+    )
+    covariance = math.fsum(products) / (n_a - 1)
+    apart = _moments([x - ratio * y for x, y in zip(a, b, strict=True)])[1] if paired else 0.0
     n_a, n_b = assumed_n or n_a, assumed_n or n_b
     var_a, var_b, covariance = spread_a**2 / n_a, spread_b**2 / n_b, covariance / n_a
+    var_apart = apart**2 / n_a if paired else var_a + ratio**2 * var_b  # of a - ratio b
     freedom = n_a - 1.0
     if not paired:
         _, freedom = _satterthwaite(var_a, n_a, ratio * ratio * var_b, n_b)
@@ -323,25 +328,11 @@ def ratio_interval(
     lead = mean_b**2 - t2 * var_b
     if not lead > 0:
         return unbounded
-    half_b = mean_a * mean_b - t2 * covariance
-    root = math.sqrt(max(half_b**2 - lead * (mean_a**2 - t2 * var_a), 0.0))
-    low, high = (half_b - root) / lead, (half_b + root) / lead
+    # The discriminant from the spread of a - ratio b: proportional pairs leave exactly none.
+    area = t2 * (mean_b**2 * var_apart - t2 * max(var_a * var_b - covariance**2, 0.0))
+    middle, root = (mean_a * mean_b - t2 * covariance) / lead, math.sqrt(max(area, 0.0)) / lead
+    low, high = (middle - root, middle + root) if var_apart > 0 else (ratio, ratio)
     return Interval(min(low, ratio), max(high, ratio), ratio, min(n_a, n_b))
-
-
-def sign_test(a: Sequence[float], b: Sequence[float]) -> float:
-    """Two-sided p-value that a and b win equally often on the same seeds; ties are left out.
-
-    The exact binomial test: twice the smaller tail. All ties: 1.
-
-    Raises:
-        ValueError: Unequal lengths.
-    """
-    wins = sum(x > y for x, y in zip(a, b, strict=True))
-    losses = sum(x < y for x, y in zip(a, b, strict=True))
-    if wins + losses == 0:
-        return 1.0
-    return min(1.0, 2 * float(special.bdtr(min(wins, losses), wins + losses, 0.5)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

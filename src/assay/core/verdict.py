@@ -126,4 +126,4 @@ def _blocking(claim: Claim, study: Study, contract: Contract) -> list[str]:
     named = {arm for measure in measures for arm in measure.arms}
     if any(not measure.arms for measure in measures):
         named = set(study.arms)
-    return [finding.message for finding in contract.blocking(named)]
+    return [finding.message.rstrip(".") for finding in contract.blocking(named)]
