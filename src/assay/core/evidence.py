@@ -64,7 +64,7 @@ def select(study: Study, index: Index, events: Sequence[Event]) -> Selection:
     A run is recognised by what it computes, not by its seed label, which changes when further
     roles get several seeds. Of several, the one counts that `assay run` takes as well.
     """
-    with _no_collection():
+    with no_collection():
         return _select(study, index, invalidations(events))
 
 
@@ -107,7 +107,7 @@ def _precedence(run: IndexedRun) -> tuple[int | str, ...]:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Make many objects at once without looking for cycles in them; there are none."""
     enabled = gc.isenabled()
     gc.disable()

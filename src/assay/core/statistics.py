@@ -60,10 +60,12 @@ def _t(confidence: float, freedom: float) -> float:
 def _moments(values: Sequence[float]) -> tuple[float, float, int]:
     """Mean, standard deviation (n - 1) and n; equal values have a spread of exactly 0."""
     n = len(values)
-    if n == 0 or not all(abs(value) <= HUGE for value in values):
+    low, high, total = (min(values), max(values), sum(values)) if n else (0.0, 0.0, math.nan)
+    # A NaN may hide from min and max, not from the sum.
+    if not (low >= -HUGE and high <= HUGE and total == total):
         raise ValueError(f"a sample needs at least one value, all finite; got {list(values)}")
-    if all(value == values[0] for value in values):
-        return float(values[0]), 0.0, n
+    if low == high:
+        return float(low), 0.0, n
     mean = math.fsum(values) / n
     return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1)), n
 

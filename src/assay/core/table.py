@@ -8,7 +8,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
-from assay.core.evidence import Selection, StudyEvidence
+from assay.core.evidence import Selection, StudyEvidence, no_collection
 from assay.core.files import explicit
 from assay.core.plan import cell_label, cells
 from assay.core.statistics import (
@@ -99,6 +99,7 @@ class Table:
     notes: tuple[str, ...]
 
 
+@no_collection()
 def build_table(study: Study, selection: Selection, metrics: Sequence[str]) -> Table:
     """Aggregate the runs that count.
 
