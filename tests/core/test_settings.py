@@ -1,3 +1,5 @@
+import tempfile
+
 import pytest
 
 from assay.core.errors import ConfigError
@@ -55,7 +57,7 @@ def test_cache_prefers_assay_then_xdg_then_home(tmp_path):
     assert str(read(tmp_path, **env).cache_dir) == "/x/assay"
     del env["XDG_CACHE_HOME"]
     assert str(read(tmp_path, **env).cache_dir) == "/h/.cache/assay"
-    assert str(read(tmp_path).cache_dir) == "/tmp/.cache/assay"
+    assert str(read(tmp_path).cache_dir) == f"{tempfile.gettempdir()}/.cache/assay"
 
 
 def test_relative_cache_is_absolute(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ inside the project. The index is a cache and lies on local disk in the user's ca
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ class Settings:
         """
         env = dict(os.environ if environment is None else environment)
         root = _folder(env, "ASSAY_ROOT") or find_project(start or Path.cwd())
-        home = Path(env.get("HOME") or "/tmp")
+        home = Path(env.get("HOME") or tempfile.gettempdir())
         cache = env.get("ASSAY_CACHE") or Path(
             env.get("XDG_CACHE_HOME") or home / ".cache", "assay"
         )
