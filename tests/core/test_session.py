@@ -213,3 +213,15 @@ def test_an_unknown_name_of_the_package_is_an_attribute_error():
     """Lazy names do not hide slips."""
     with pytest.raises(AttributeError, match="'inti'"):
         assay.inti  # noqa: B018 - raises
+
+
+@pytest.mark.parametrize(("given", "told"), [({"lr": 0.1}, False), ({"lr": 0.1, "width": 3}, True)])
+def test_settings_that_the_study_does_not_declare_are_told(project, monkeypatch, given, told):
+    """A joining program's own configuration is never dropped in silence."""
+    record = new_record(study="s", arm="a", identity="0", config={"lr": 0.1}, cmd=["python"])
+    folder = create_run(project / "runs", record)
+    monkeypatch.setenv("ASSAY_RUN_DIR", str(folder))
+    RunWriter(folder, attempt=1, rank=1).close()
+    assay.init(config=given).finish()
+    events = [e.message for e in read_run(folder).events if e.kind == "undeclared-config"]
+    assert events == (["the program has settings of its own: width = 3"] if told else [])

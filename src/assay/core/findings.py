@@ -15,7 +15,10 @@ INCIDENTAL = (
 )
 """Facts that differ between two shells and decide nothing that is not recorded itself: the
 program, the packages and the device are."""
-ONE_VERSION = ("code", "packages", "python", "engine", "env", "machine", "device", "threads")
+ONE_VERSION = (
+    *("code", "scripts", "binary", "packages", "python", "engine", "env"),
+    *("machine", "device", "threads"),
+)
 HARDWARE = ("machine", "device", "threads")
 TOGETHER = ("packages", "python", "machine", "code", "incidental")
 """Families that change as one: reported in one finding, every key named in it."""
@@ -182,7 +185,7 @@ def mixed(runs: Sequence[Realised], rule: Rule) -> Iterator[Finding]:
         for blocks, varied in found.items():
             keys = tuple(key for key, _ in varied)
             tail = (
-                "so its numbers are not of one thing; run the older ones again"
+                "so its numbers are not of one thing; `assay run --again` computes all of them anew"
                 if blocks
                 else "which blocks nothing as long as each pair of arms ran on one"
             )

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from assay.core.config import digest, to_plain
+from assay.core.config import digest, flatten, to_plain
 from assay.core.environment import salt_of
 from assay.core.errors import ConfigError, StoreError
 from assay.core.files import to_json, write_atomic
@@ -170,8 +170,9 @@ def init(
     Args:
         study: Groups runs; ignored when joining.
         arm: Name of the variant; the program's name by default. Ignored when joining.
-        config: Settings of this run: a table of plain values or a dataclass.
-        seeds: Seed role → seed.
+        config: Settings of this run: a table of plain values or a dataclass. When joining, the
+            study's stand; what differs from them is told in the log.
+        seeds: Seed role → seed; ignored when joining.
         rank: Which of the run's processes this is, when several log.
 
     Raises:
@@ -187,9 +188,20 @@ def init(
     writer = RunWriter(folder, attempt=attempt, rank=rank, data_dir=settings.data_dir)
     if settings.run_dir is not None and rank == 0:
         record_environment(writer, settings)
+    if settings.run_dir is not None and config is not None:
+        _tell_undeclared(writer, flatten(_plain_config(config)))
     run = Run(writer, joined=settings.run_dir is not None)
     _OPEN_RUNS.append(run)
     return run
+
+
+def _tell_undeclared(writer: RunWriter, given: Mapping[str, Any]) -> None:
+    """Record settings that the program has and the study does not declare, or declares otherwise."""
+    declared = flatten(writer.record.config)
+    strange = {k: v for k, v in given.items() if k not in declared or declared[k] != v}
+    if strange:
+        listed = ", ".join(f"{name} = {value}" for name, value in strange.items())
+        writer.event("undeclared-config", f"the program has settings of its own: {listed}")
 
 
 def log(values: Mapping[str, Any], *, step: int | None = None) -> None:

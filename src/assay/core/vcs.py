@@ -15,8 +15,12 @@ from typing import Any
 
 from assay.core.errors import ProvenanceError
 
-OWN_FILES = ("EXPERIMENTS.md", "figures", "ledger", "notes", "runs")
-"""What Assay writes into a project: no change of these is a change of the code."""
+OWN_FILES = ("EXPERIMENTS.md", "figures", "ledger", "notes", "runs", "studies")
+"""What belongs to Assay in a project: no change of these is a change of the code.
+
+A study file is recorded otherwise: what it asks of a run is in `run.json`, and a freeze locks its
+digest. Adding seeds to it must not part the new runs from the old.
+"""
 
 SOURCES = frozenset(
     (
