@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.tensorboard import SummaryWriter
 
-from assay.core.collect import LINE_LIMIT, CollectSpec, collect
+from assay.core.collect import LINE_LIMIT, collect
+from assay.core.definition import Collect
 from assay.core.errors import ConfigError, DataError
 from assay.core.metrics import read_metrics
 from assay.core.run import RunWriter, create_run, new_record, read_run
@@ -32,7 +33,7 @@ class Recorder:
 
 def take(folder, **spec):
     recorder = Recorder()
-    collect(folder, CollectSpec(**spec), recorder)
+    collect(folder, Collect(**spec), recorder)
     return recorder
 
 
@@ -206,7 +207,7 @@ def test_collected_numbers_end_up_in_the_run(tmp_path):
     program = RunWriter(folder, attempt=1)
     program.log({"own": 1.0}, step=0)
     program.close()
-    spec = CollectSpec(csv="metrics.csv", summary="summary.json")
+    spec = Collect(csv="metrics.csv", summary="summary.json")
     assert collect(tmp_path, spec, runner) == 2
     runner.finish("completed")
     state = read_run(folder)
@@ -239,7 +240,7 @@ def test_messages_name_files_relative_to_the_folder(spec, content, tmp_path):
         path.write_bytes(content)
     recorder = Recorder()
     try:
-        collect(tmp_path, CollectSpec(**spec), recorder)
+        collect(tmp_path, Collect(**spec), recorder)
     except DataError as error:
         recorder.events.append(str(error))
     (message,) = recorder.events

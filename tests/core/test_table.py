@@ -12,7 +12,8 @@ from lab import LOSS, SCORE, STUDY, Project, add_run, attempt, edit, edit_json, 
 from assay.core import render
 from assay.core.evidence import select
 from assay.core.ledger import record
-from assay.core.table import _spread, build_table, default_metrics, known_metrics, to_csv, to_json
+from assay.core.statistics import moments
+from assay.core.table import build_table, default_metrics, known_metrics, to_csv, to_json
 
 
 @pytest.fixture
@@ -275,4 +276,4 @@ def test_number_as_text(value, text):
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=9))
 def test_std_is_the_sample_standard_deviation(sample):
     """The spread in a table is that of the statistics module."""
-    assert _spread(sample) == pytest.approx(statistics.stdev(sample), rel=1e-9, abs=1e-9)
+    assert moments(sample)[1] == pytest.approx(statistics.stdev(sample), rel=1e-9, abs=1e-9)

@@ -10,38 +10,19 @@ import importlib
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import orjson
 
+from assay.core.definition import Collect
 from assay.core.errors import ConfigError, DataError
 
 STEP_COLUMNS = ("step", "global_step", "iteration", "iter", "epoch")
 LINE_LIMIT = 2000
 """Longest line of output, in characters, that a pattern is tried on: a pattern that backtracks
 takes time quadratic or worse in the length of the line."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CollectSpec:
-    """Where a program leaves its numbers, relative to a folder.
-
-    Attributes:
-        csv: File with a header; its column step, global_step, iteration, iter or epoch is the
-            step, otherwise the row's number from 0.
-        summary: JSON file; its numeric leaves become the summary, with dotted names.
-        tensorboard: Folder (searched downwards) of TensorBoard event files.
-        stdout: Regular expression with named groups, tried on each line of the output.
-        rename: Name as found → name in the run.
-    """
-
-    csv: str | None = None
-    summary: str | None = None
-    tensorboard: str | None = None
-    stdout: str | None = None
-    rename: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +46,7 @@ class Writer(Protocol):
         """Record something that a reader should know."""
 
 
-def collect(folder: Path, spec: CollectSpec, writer: Writer, *, stdout: Path | None = None) -> int:
+def collect(folder: Path, spec: Collect, writer: Writer, *, stdout: Path | None = None) -> int:
     """Take what a program left behind into its run.
 
     Args:

@@ -274,8 +274,8 @@ def compare(symbol: str, a: Estimate, b: Estimate) -> Truth:
 
 def flip(truth: Truth) -> Truth:
     """`not`."""
-    answer: Answer = {"yes": "no", "no": "yes", "open": "open"}[truth.answer]  # type: ignore[assignment]
-    return replace(truth, answer=answer, score=-truth.score)
+    opposite: dict[Answer, Answer] = {"yes": "no", "no": "yes", "open": "open"}
+    return replace(truth, answer=opposite[truth.answer], score=-truth.score)
 
 
 def all_of(

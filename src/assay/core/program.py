@@ -10,11 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from assay.core.collect import CollectSpec, collect, compile_pattern
+from assay.core.collect import collect, compile_pattern
 from assay.core.errors import AssayError, DataError, LaunchError
 from assay.core.run import RunWriter, attempt_name
 from assay.core.study import Collect
@@ -249,7 +249,7 @@ class _Before:
                     raise
                 writer.event("collect", str(error))
 
-    def _specs(self, *, adhoc: bool) -> list[CollectSpec]:
+    def _specs(self, *, adhoc: bool) -> list[Collect]:
         """One specification a source, and for TensorBoard one a file that is this run's."""
         what = self._what
         if adhoc:
@@ -259,24 +259,23 @@ class _Before:
                 if getattr(what, key) is None and self._fresh(self._folder / name)
             }
             what = replace(what, **usual)
-        whole = CollectSpec(**asdict(what))
-        none = CollectSpec(rename=what.rename)
+        none = Collect(rename=what.rename)
         specs = [
-            replace(none, **{key: getattr(whole, key)})
+            replace(none, **{key: getattr(what, key)})
             for key in ("csv", "summary", "stdout")
-            if getattr(whole, key) is not None
+            if getattr(what, key) is not None
         ]
-        if whole.tensorboard is None:
+        if what.tensorboard is None:
             return specs
-        folder = self._folder / whole.tensorboard
+        folder = self._folder / what.tensorboard
         files = [
             p for p in _files(folder) if "tfevents" in p.name and (not adhoc or self._fresh(p))
         ]
         if not files or not self._fresh(folder):
-            return [*specs, replace(none, tensorboard=whole.tensorboard)]
+            return [*specs, replace(none, tensorboard=what.tensorboard)]
         return [*specs, *(replace(none, tensorboard=str(path)) for path in files)]
 
-    def _check(self, spec: CollectSpec, writer: RunWriter) -> None:
+    def _check(self, spec: Collect, writer: RunWriter) -> None:
         # Event files of earlier attempts are this run's too: their folder is checked as a whole.
         is_folder = spec.tensorboard == self._what.tensorboard
         for name in (spec.csv, spec.summary, spec.tensorboard if is_folder else None):

@@ -57,7 +57,7 @@ def _t(confidence: float, freedom: float) -> float:
     return float(-special.stdtrit(freedom, _tail(confidence)))
 
 
-def _moments(values: Sequence[float]) -> tuple[float, float, int]:
+def moments(values: Sequence[float]) -> tuple[float, float, int]:
     """Mean, standard deviation (n - 1) and n; equal values have a spread of exactly 0."""
     n = len(values)
     low, high, total = (min(values), max(values), sum(values)) if n else (0.0, 0.0, math.nan)
@@ -90,7 +90,7 @@ def mean_interval(
     Raises:
         ValueError: No values, a value that is not finite, or a confidence outside (0, 1).
     """
-    mean, spread, n = _moments(values)
+    mean, spread, n = moments(values)
     if n == 1:
         _tail(confidence)
         return Interval(-math.inf, math.inf, mean, 1)
@@ -109,7 +109,7 @@ def bootstrap_mean_interval(
     Raises:
         ValueError: As `mean_interval`.
     """
-    mean, spread, n = _moments(values)
+    mean, spread, n = moments(values)
     if n == 1 or spread == 0:
         return mean_interval(values, confidence)
     _tail(confidence)
@@ -137,7 +137,7 @@ def std_interval(
     Raises:
         ValueError: As `mean_interval`.
     """
-    _, spread, n = _moments(values)
+    _, spread, n = moments(values)
     tail = _tail(confidence)
     if n == 1:
         return Interval(0.0, math.inf, math.nan, 1)
@@ -272,7 +272,7 @@ def welch_difference(
     Raises:
         ValueError: As `mean_interval`.
     """
-    (mean_a, spread_a, n_a), (mean_b, spread_b, n_b) = _moments(a), _moments(b)
+    (mean_a, spread_a, n_a), (mean_b, spread_b, n_b) = moments(a), moments(b)
     if min(n_a, n_b) == 1:
         return Interval(-math.inf, math.inf, mean_a - mean_b, 1)
     n_a, n_b = assumed_n or n_a, assumed_n or n_b
@@ -307,7 +307,7 @@ def ratio_interval(
     Raises:
         ValueError: As `paired_difference`.
     """
-    (mean_a, spread_a, n_a), (mean_b, spread_b, n_b) = _moments(a), _moments(b)
+    (mean_a, spread_a, n_a), (mean_b, spread_b, n_b) = moments(a), moments(b)
     if paired and n_a != n_b:
         raise ValueError(f"pairs need as many values of a as of b; got {n_a} and {n_b}")
     ratio = mean_a / mean_b if abs(mean_b) > 1 / HUGE else math.nan
@@ -318,7 +318,7 @@ def ratio_interval(
         [(x - mean_a) * (y - mean_b) for x, y in zip(a, b, strict=False)] if paired else [0.0]
     )
     covariance = math.fsum(products) / (n_a - 1)
-    apart = _moments([x - ratio * y for x, y in zip(a, b, strict=True)])[1] if paired else 0.0
+    apart = moments([x - ratio * y for x, y in zip(a, b, strict=True)])[1] if paired else 0.0
     n_a, n_b = assumed_n or n_a, assumed_n or n_b
     var_a, var_b, covariance = spread_a**2 / n_a, spread_b**2 / n_b, covariance / n_a
     var_apart = apart**2 / n_a if paired else var_a + ratio**2 * var_b  # of a - ratio b

@@ -3,7 +3,6 @@
 import csv
 import io
 import math
-import statistics as basic
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
@@ -15,6 +14,7 @@ from assay.core.statistics import (
     HUGE,
     Interval,
     mean_interval,
+    moments,
     paired_difference,
     welch_difference,
 )
@@ -222,6 +222,7 @@ def _row(
     finite = _finite(found)
     sample = list(finite.values())
     low, high = _limits(mean_interval(sample, CONFIDENCE)) if sample else (None, None)
+    mean, std, _ = moments(sample) if sample else (None, None, 0)
     runs = {s: evidence.selection.counting[(arm, label, s)] for s in found}
     failed = sum(run.status == "failed" for run in runs.values())
     absent = [seed for seed in evidence.seeds if seed not in found]
@@ -235,21 +236,13 @@ def _row(
         no_value=len(found) - len(seeds) - failed,
         missing=len(absent),
         invalid=sum((arm, label, seed) in struck for seed in absent),
-        mean=basic.fmean(sample) if sample else None,
-        std=_spread(sample),
+        mean=mean,
+        std=std if len(sample) > 1 else None,
         low=low,
         high=high,
         non_finite=len(seeds) - len(finite),
         delta=None if baseline is None else _delta(finite, baseline),
     )
-
-
-def _spread(sample: Sequence[float]) -> float | None:
-    """Sample standard deviation; exactly 0 for equal values, None below two."""
-    if len(sample) < 2:
-        return None
-    mean = sample[0] if len(set(sample)) == 1 else basic.fmean(sample)
-    return math.sqrt(math.fsum((x - mean) ** 2 for x in sample) / (len(sample) - 1))
 
 
 def _finite(values: Mapping[str, float | None]) -> dict[str, float]:
