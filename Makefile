@@ -2,7 +2,8 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt 2>/dev/null | cksum | cut -d' ' -f1)
+KERNEL := $(wildcard src/assay/engines/addition/csrc/*)
+READY := $(VENV)/.ready-$(shell cat pyproject.toml setup.py constraints.txt $(KERNEL) 2>/dev/null | cksum | cut -d' ' -f1)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 STUDY := studies/addition/d8.toml
 
@@ -42,7 +43,7 @@ format: setup
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml setup.py constraints.txt $(KERNEL)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
 	$(BIN)/python -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed; this is " + sys.version'
 	$(PIP) install -c constraints.txt -e '.[dev]'

@@ -19,7 +19,6 @@ from torch import Tensor
 from assay.core.config import build, canonical, to_plain
 from assay.core.errors import CheckpointError, ConfigError
 from assay.engines.addition.config import AdditionConfig
-from assay.engines.addition.layout import layout
 from assay.engines.addition.model import Parameters
 
 FORMAT = "assay-addition-1"
@@ -78,9 +77,12 @@ def parse(content: bytes, *, where: str) -> tuple[dict[str, Tensor], dict[str, A
     return tensors, meta
 
 
-def dump_model(config: AdditionConfig, p: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
-    """Weights of one seed, by parameter name, with their configuration."""
-    return dump(p, {"kind": "model", "config": to_plain(config), **about})
+def dump_model(
+    config: AdditionConfig, parameters: Parameters, index: int, about: Mapping[str, Any]
+) -> bytes:
+    """Weights and frozen buffers of one seed of a stack, by name, with its run's configuration."""
+    tensors = {slot.name: view for slot, view in parameters.seed(index).items()}
+    return dump(tensors, {"kind": "model", "config": to_plain(config), **about})
 
 
 def load_model(path: Path) -> Model:
@@ -126,15 +128,16 @@ def assemble(
             f"{error} The checkpoint may come from another version of the engine."
         ) from error
     parameters = Parameters.zeros(made, 1)
-    expected = parameters.seed(0)
-    missing, surplus = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+    slots = parameters.seed(0)
+    expected = {slot.name for slot in slots}
+    missing, surplus = sorted(expected - set(tensors)), sorted(set(tensors) - expected)
     if missing or surplus:
         raise CheckpointError(
             f"{where}: tensors must be those of its config; missing: {', '.join(missing) or 'none'};"
             f" unknown: {', '.join(surplus) or 'none'}. Ranks, norm and tie_qkv decide the names: "
             "the config and the weights are from different models."
         )
-    for slot in layout(made).slots:
+    for slot, place in slots.items():
         tensor = tensors[slot.name]
         if tuple(tensor.shape) != slot.shape or not tensor.is_floating_point():
             raise CheckpointError(
@@ -142,7 +145,7 @@ def assemble(
                 f"config; got {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}. The "
                 "config and the weights are from different models."
             )
-        expected[slot.name].copy_(tensor)
+        place.copy_(tensor)
     return Model(config=made, parameters=parameters, about=about)
 
 

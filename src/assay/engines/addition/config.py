@@ -4,19 +4,16 @@ No torch here: `assay run --dry-run` validates studies with this module.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from assay.core.errors import ConfigError
+from assay.engines.addition.prompt import Prompt
 
-NUM_DIGITS = 10
-"""Digits of an operand; the sum has one more."""
-VOCABULARY = 14
-"""Digits 0-9, `+`, `=`, PAD (never used), EOS."""
-SEQUENCE = 33
-"""Positions that the model sees: 10 + `+` + 10 + `=` + 11 sum digits."""
-
-Norm = Literal["layernorm", "rmsnorm"]
+Norm = Literal["layernorm", "rmsnorm", "none"]
+SharedNorm = Literal["none", "block", "all"]
 Init = Literal["normal", "scaled"]
+Embedding = Literal["table", "arc"]
+Positions = Literal["learned", "sinusoidal", "none"]
+FeedForward = Literal["gelu", "swiglu"]
 TieQKV = Literal[
     "none",
     "all",
@@ -28,7 +25,10 @@ TieQKV = Literal[
     "shareA_tieKV",
     "shareB_tieQK",
     "shareB_tieKV",
+    "rotated",
 ]
+TieOut = Literal["none", "query"]
+TieDown = Literal["none", "up", "rotated"]
 
 STACKABLE = frozenset({"lr", "weight_decay", "warmup_steps", "min_lr_ratio", "grad_clip"})
 """Settings that each run of a cohort may have for itself."""
@@ -39,24 +39,61 @@ PUBLIC_TEST_SEEDS = (41, 100, 200, 300, 400, 500, 999, 1234, 7777, 31415)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdditionConfig:
-    """One-layer, one-head, pre-norm decoder that adds two 10-digit numbers, and its training."""
+    """One-layer pre-norm decoder that adds two 10-digit numbers, and its training."""
 
+    prompt: Prompt = "msd"
+    """Token format: "msd" (a + b =, operands highest digit first, sum units first, 14 tokens),
+    "lsd" (the same, operands units first), "zeros" (digits only, 0 between the operands, 10
+    tokens), "pairs" (one token for two digits, 114 tokens)."""
     d_model: int = 7
-    """Width of the residual stream, and of the one attention head."""
+    """Width of the residual stream."""
     d_ff: int = 14
     """Width of the hidden layer of the feed-forward block."""
+    heads: int = 1
+    """Attention heads."""
+    head_width: int = 0
+    """Features of a head; 0 is d_model / heads."""
+    embedding: Embedding = "table"
+    """Token vectors, which are the output head too: "table" (one each) or "arc" (three numbers:
+    digit v is A (cos(start + v stride), sin(start + v stride), 0, ...))."""
+    positions: Positions = "learned"
+    """Vectors added by position: a learned table, fixed sinusoids, or none."""
     pos_rank: int = 0
-    """Rank of the position table (33 by d_model); 0 is a full table."""
+    """Rank of the learned position table; 0 is a full table."""
+    position_rows: int = 0
+    """Rows of the learned position table; 0 is one for each position of the prompt. Rows beyond
+    those are counted but never used, as in the models with 35 positions."""
+    rope_theta: float = 0.0
+    """Base of the rotary position embedding; 0 is none. The trained record uses 3."""
     qkv_rank: int = 0
     """Rank of the query, key and value projections; 0 is full."""
     attn_out_rank: int = 0
     """Rank of the attention output projection; 0 is full."""
     ffn_rank: int = 0
-    """Rank of both feed-forward matrices; 0 is full."""
-    norm: Norm = "layernorm"
-    """"layernorm" (eps 1e-5, weight and bias) or "rmsnorm" (eps 1e-8, weight only)."""
+    """Rank of the feed-forward matrices; 0 is full."""
     tie_qkv: TieQKV = "none"
-    """Which projections are one: all of them, two of them, or one low-rank factor of them."""
+    """Which projections are one: all of them, two of them, or one low-rank factor of them.
+    "rotated": the key is the query turned by one learned angle (features in pairs), the value is
+    the query."""
+    tie_out: TieOut = "none"
+    """"query": the output projection is the query projection transposed."""
+    qk_norm: bool = False
+    """Root-mean-square norm of queries and keys of each head, with one weight for both."""
+    ffn: FeedForward = "gelu"
+    """"gelu" (exact) or "swiglu": silu(x gate) times (x up)."""
+    tie_down: TieDown = "none"
+    """"up": the second feed-forward matrix is the first transposed; "rotated": its hidden
+    features are turned in pairs by one learned angle besides."""
+    norm: Norm = "layernorm"
+    """"layernorm" (eps 1e-5, weight and bias), "rmsnorm" (eps 1e-8, weight only) or "none"."""
+    shared_norm: SharedNorm = "none"
+    """"block": the two norms of the block have one weight; "all": all three have."""
+    bias: bool = False
+    """Biases on all linear maps but the head."""
+    fixed_full_rank_attn: bool = False
+    """Add a frozen random full-rank matrix to every low-rank projection of the attention."""
+    fixed_full_rank_mlp: bool = False
+    """Add a frozen random full-rank matrix to both low-rank feed-forward matrices."""
     init: Init = "normal"
     """Standard deviation of embeddings and full matrices (d_ff by d_model included): "normal" is
     0.02, "scaled" is 1/sqrt(d_model). Factors of low-rank matrices always have
@@ -79,6 +116,21 @@ class AdditionConfig:
     curriculum: tuple[tuple[int, int, int], ...] = ((1, 3, 2000), (1, 6, 7000), (1, 10, 27_000))
     """Phases [min_digits, max_digits, until_step]; the last one holds for ever. Of each example,
     the number of digits is drawn uniformly, and then both operands below 10^digits."""
+    carry_share: float = 0.0
+    """Share of carry-heavy examples at the start; 0 is none, 0.8 is what the small records use."""
+    carry_fade: tuple[int, int] = (0, 0)
+    """Steps between which the share of carry-heavy examples falls linearly from carry_share to 0."""
+    grokfast_lambda: float = 0.0
+    """How much of the gradient's moving average is added to it (Grokfast-EMA); 0 is off."""
+    grokfast_alpha: float = 0.98
+    """Decay of that moving average."""
+    grokfast_from: int = 0
+    """Step from which it is added; the average begins there."""
+    stop_dead_at: int = 0
+    """Step at which a run whose val_exact_match never reached stop_dead_below is given up; 0 is
+    never. A multiple of eval_interval."""
+    stop_dead_below: float = 0.01
+    """Validation exact match below which a run counts as dead at stop_dead_at."""
     eval_interval: int = 1000
     """Updates between evaluations, log records and checkpoints; the last update has one too."""
     val_size: int = 5000
@@ -91,100 +143,20 @@ class AdditionConfig:
     """Exact match on the validation pairs from which a run counts as grokked."""
 
     def __post_init__(self) -> None:
-        _check_sizes(self)
-        _check_choices(self)
-        _check_schedule(self)
-        _check_curriculum(self)
+        # Imported here: the rules are a module of their own, and they read this class.
+        from assay.engines.addition.rules import check  # noqa: PLC0415
 
+        check(self)
 
-def _check_sizes(config: AdditionConfig) -> None:
-    for name in ("d_model", "d_ff", "steps", "batch_size", "eval_interval", "val_size"):
-        value = getattr(config, name)
-        if value < 1:
-            raise ConfigError(
-                f"{name} must be at least 1; got {value}. It is a count: "
-                f"the default is {getattr(AdditionConfig(), name)}."
-            )
-    limits = {
-        "pos_rank": config.d_model,
-        "qkv_rank": config.d_model,
-        "attn_out_rank": config.d_model,
-        "ffn_rank": min(config.d_model, config.d_ff),
-    }
-    for name, limit in limits.items():
-        value = getattr(config, name)
-        if not 0 <= value <= limit:
-            raise ConfigError(
-                f"{name} must be 0 (full matrix) or a rank of at most {limit} here; got {value}. "
-                "A larger rank has more parameters than the full matrix can express."
-            )
-    if config.test_size < 1 or not config.test_seeds:
-        raise ConfigError(
-            f"test_size must be at least 1 and test_seeds must not be empty; got {config.test_size}"
-            f" and {list(config.test_seeds)}. A run without a test set supports no claim: "
-            "lower test_size to make a trial run quick."
-        )
-    if len(set(config.test_seeds)) != len(config.test_seeds):
-        raise ConfigError(
-            f"test_seeds must differ; got {list(config.test_seeds)}. A repeated seed would count "
-            "the same examples twice."
-        )
+    @property
+    def inner_width(self) -> int:
+        """Features of all heads together."""
+        return self.heads * self.width_of_head
 
-
-def _check_choices(config: AdditionConfig) -> None:
-    for name, choices in (("norm", Norm), ("init", Init), ("tie_qkv", TieQKV)):
-        value, known = getattr(config, name), get_args(choices)
-        if value not in known:
-            raise ConfigError(f"{name} must be one of {', '.join(known)}; got {value!r}.")
-    if config.tie_qkv.startswith("share") and config.qkv_rank == 0:
-        raise ConfigError(
-            f"tie_qkv = {config.tie_qkv!r} shares a low-rank factor, so qkv_rank must be at least "
-            "1; got 0 (full). Set qkv_rank, or choose none, all, qk or kv."
-        )
-
-
-def _check_schedule(config: AdditionConfig) -> None:
-    if not config.lr > 0:
-        raise ConfigError(f"lr must be above 0; got {config.lr}. The source uses 0.02 or 0.015.")
-    if not 0 <= config.weight_decay * config.lr < 1:
-        raise ConfigError(
-            f"weight_decay must be at least 0 and lr * weight_decay below 1; got {config.weight_decay}"
-            f" at lr {config.lr}. The source uses 0.01."
-        )
-    if not 0 <= config.warmup_steps <= config.steps:
-        raise ConfigError(
-            f"warmup_steps must be between 0 and steps ({config.steps}); got {config.warmup_steps}. "
-            "A tenth or a twentieth of the steps is usual; set it together with steps."
-        )
-    for name in ("min_lr_ratio", "grok_threshold"):
-        value = getattr(config, name)
-        if not 0 <= value <= 1:
-            raise ConfigError(f"{name} must be in [0, 1]; got {value}. It is a fraction.")
-    if not config.grad_clip > 0:
-        raise ConfigError(
-            f"grad_clip must be above 0; got {config.grad_clip}. A huge value, 1e9, switches it off."
-        )
-
-
-def _check_curriculum(config: AdditionConfig) -> None:
-    if not config.curriculum:
-        raise ConfigError(
-            "curriculum must have at least one phase; got none. [[1, 10, 1]] trains on all lengths."
-        )
-    before = 0
-    for phase in config.curriculum:
-        low, high, until = phase
-        if not 1 <= low <= high <= NUM_DIGITS:
-            raise ConfigError(
-                f"a curriculum phase needs 1 <= min_digits <= max_digits <= {NUM_DIGITS}; "
-                f"got {list(phase)}. A phase is [min_digits, max_digits, until_step]."
-            )
-        if until <= before:
-            raise ConfigError(
-                f"until_step of the curriculum's phases must rise; got {list(phase)} after {before}. "
-                "They count from the start of training; they are not durations."
-            )
-        before = until
+    @property
+    def width_of_head(self) -> int:
+        """Features of one head."""
+        return self.head_width or self.d_model // self.heads
 
 
 def phase_at(config: AdditionConfig, step: int) -> tuple[int, int]:
@@ -196,28 +168,9 @@ def phase_at(config: AdditionConfig, step: int) -> tuple[int, int]:
     return low, high
 
 
-def num_parameters(config: AdditionConfig) -> int:
-    """Trained numbers after tying, by the formula of the public leaderboard (head tied: 0)."""
-    width, hidden, rank = config.d_model, config.d_ff, config.qkv_rank
-
-    def lin(num_in: int, num_out: int, low: int) -> int:
-        return low * (num_in + num_out) if low else num_in * num_out
-
-    factor = width * rank
-    qkv = {
-        "none": lin(width, 3 * width, rank),
-        "all": lin(width, width, rank),
-        "qk": 2 * lin(width, width, rank),
-        "kv": 2 * lin(width, width, rank),
-        "shareA": 4 * factor,
-        "shareB": 4 * factor,
-    }.get(config.tie_qkv, 3 * factor)
-    return (
-        VOCABULARY * width
-        + lin(SEQUENCE, width, config.pos_rank)
-        + 3 * width * (2 if config.norm == "layernorm" else 1)
-        + qkv
-        + lin(width, width, config.attn_out_rank)
-        + lin(width, hidden, config.ffn_rank)
-        + lin(hidden, width, config.ffn_rank)
-    )
+def carry_share_at(config: AdditionConfig, step: int) -> float:
+    """Share of carry-heavy examples in the update that follows `step` updates."""
+    begin, end = config.carry_fade
+    if step >= end:
+        return 0.0
+    return config.carry_share * min(1.0, (end - step) / (end - begin))

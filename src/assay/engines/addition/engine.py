@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from assay.core.engine import Engine, Metric, RunContext, Task
+from assay.engines.addition import released
 from assay.engines.addition.config import PUBLIC_TEST_SEEDS, STACKABLE, AdditionConfig
 
 
@@ -61,6 +62,20 @@ METRICS = {
 }
 
 
+RELEASED_METRICS = {
+    "test/exact_match": _rate(
+        "Share of the pairs of this test set that the checkpoint adds right."
+    ),
+    "test/errors": Metric(
+        says="Pairs of this test set that the checkpoint adds wrong.", goal="min", low=0.0
+    ),
+    "test/loss_nats": Metric(
+        says="Mean cross-entropy of the supervised tokens on this test set.", goal="min", low=0.0
+    ),
+    "model/parameters": Metric(says="Trained numbers after tying.", low=0.0),
+}
+
+
 def _train(configs: Sequence[Any], contexts: Sequence[RunContext]) -> None:
     from assay.engines.addition.train import train
 
@@ -76,11 +91,13 @@ def _fingerprint(config: AdditionConfig, seeds: Mapping[str, int]) -> dict[str, 
 def _environment() -> dict[str, str]:
     import torch
 
+    from assay.engines.addition import fused
+
     return {
         "torch": torch.__version__,
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
         "mkl": "yes" if torch.backends.mkl.is_available() else "no",
-        "kernel": "torch operations, one seed at a time",
+        "kernel": fused.describe(),
     }
 
 
@@ -98,7 +115,17 @@ ENGINE = Engine(
             fingerprint=_fingerprint,
             environment=_environment,
             max_threads=1,
-        )
+        ),
+        "evaluate": Task(
+            name="evaluate",
+            config=released.EvaluateConfig,
+            seeds=("data",),
+            metrics=RELEASED_METRICS,
+            run=released.evaluate,
+            fingerprint=released.fingerprint,
+            environment=_environment,
+            max_threads=1,
+        ),
     },
     packages=("torch", "numpy", "safetensors"),
 )

@@ -4,7 +4,7 @@ All 11 digits are the likeliest token under teacher forcing if and only if greed
 the right sum: as long as every earlier digit is right, both see the same prefix. So one forward
 replaces twelve. Only the exact match carries over, not the share of right digits.
 
-Suffixes, this file: B = examples, Q = 12 supervised rows, V = vocabulary.
+Suffixes, this file: B = examples, T = positions, N = pairs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,31 +14,15 @@ import torch
 from torch import Tensor
 
 from assay.core.errors import DataError
+from assay.engines.addition.backend import Backend, Judgement
+from assay.engines.addition.block import tokens
 from assay.engines.addition.checkpoint import Model
-from assay.engines.addition.config import NUM_DIGITS, AdditionConfig
-from assay.engines.addition.data import (
-    EQUALS,
-    LIMIT,
-    NUM_ROWS,
-    PLUS,
-    Encoder,
-    Pairs,
-    holdout,
-    sequences,
-)
-from assay.engines.addition.kernel import Kernel
-from assay.engines.addition.model import reference_logits
+from assay.engines.addition.config import AdditionConfig
+from assay.engines.addition.data import LIMIT, Pairs, holdout
+from assay.engines.addition.model import Parameters, model_logits
+from assay.engines.addition.prompt import NUM_DIGITS, format_of
 
-
-class Workspace:
-    """The buffers of one thread: an encoder and a kernel of one batch size."""
-
-    def __init__(
-        self, config: AdditionConfig, num: int, dtype: torch.dtype = torch.float32
-    ) -> None:
-        self.num = num
-        self.encoder = Encoder(num, dtype)
-        self.kernel = Kernel(config, num, dtype)
+SUM_DIGITS = NUM_DIGITS + 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,14 +32,16 @@ class Score:
     Attributes:
         num_examples: Pairs.
         errors: Pairs of which not all 11 digits are right.
-        right_digits: Right digits under teacher forcing, of 11 a pair.
-        loss_sum_nats: Cross-entropy summed over all 12 supervised tokens of all pairs.
+        wrong_digits: Wrong digits by place, units first, under teacher forcing.
+        loss_sum_nats: Cross-entropy summed over all supervised tokens of all pairs.
+        num_rows: Supervised tokens of a pair.
     """
 
     num_examples: int
     errors: int
-    right_digits: int
+    wrong_digits: tuple[int, ...]
     loss_sum_nats: float
+    num_rows: int
 
     @property
     def exact_match(self) -> float:
@@ -65,51 +51,48 @@ class Score:
     @property
     def token_accuracy(self) -> float:
         """Share of right digits under teacher forcing."""
-        return self.right_digits / (self.num_examples * (NUM_ROWS - 1))
+        return 1 - sum(self.wrong_digits) / (self.num_examples * SUM_DIGITS)
 
     @property
     def loss_nats(self) -> float:
         """Mean cross-entropy of a supervised token."""
-        return self.loss_sum_nats / (self.num_examples * NUM_ROWS)
+        return self.loss_sum_nats / (self.num_examples * self.num_rows)
 
 
-def score(p: Mapping[str, Tensor], pairs: Pairs, work: Workspace) -> Score:
-    """Evaluate one seed's parameters on pairs, a block of the workspace's size at a time."""
-    errors = digits = 0
-    loss = 0.0
-    for start in range(0, len(pairs), work.num):
-        a = pairs.a[start : start + work.num].to(torch.float64)
-        b = pairs.b[start : start + work.num].to(torch.float64)
-        num = a.shape[0]
-        if num < work.num:  # the buffers have one size; the filling is not counted
-            a = torch.cat((a, a.new_zeros(work.num - num)))
-            b = torch.cat((b, b.new_zeros(work.num - num)))
-        batch = work.encoder.encode(a, b)
-        logp_VR = work.kernel.forward(p, batch)
-        right = (logp_VR.argmax(0) == batch.target_1R[0]).view(-1, NUM_ROWS)[:num, :-1]
-        errors += num - int(right.all(1).sum())
-        digits += int(right.sum())
-        loss -= float(logp_VR.gather(0, batch.target_1R).view(-1, NUM_ROWS)[:num].sum())
-    return Score(num_examples=len(pairs), errors=errors, right_digits=digits, loss_sum_nats=loss)
+def summarise(config: AdditionConfig, judged: Judgement) -> Score:
+    """A judgement as counts."""
+    wrong = judged.wrong_N.to(torch.int64)
+    return Score(
+        num_examples=len(wrong),
+        errors=int((wrong != 0).sum()),
+        wrong_digits=tuple(int(((wrong >> k) & 1).sum()) for k in range(SUM_DIGITS)),
+        loss_sum_nats=judged.loss_sum_nats,
+        num_rows=format_of(config.prompt).num_rows,
+    )
+
+
+def score(parameters: Parameters, index: int, pairs: Pairs, backend: Backend) -> Score:
+    """Evaluate one seed of a stack on pairs."""
+    return summarise(parameters.config, backend.judge(parameters, index, pairs))
 
 
 def score_test_sets(
-    config: AdditionConfig, p: Mapping[str, Tensor], work: Workspace
+    config: AdditionConfig, parameters: Parameters, index: int, backend: Backend
 ) -> dict[int, Score]:
-    """Scores on every test set of a configuration, by holdout seed."""
-    return {
-        seed: score(p, holdout(seed, config.val_size, config.test_size).test, work)
-        for seed in config.test_seeds
-    }
+    """Scores of one seed on every test set of a configuration, by holdout seed."""
+    sets = {s: holdout(s, config.val_size, config.test_size).test for s in config.test_seeds}
+    return {seed: score(parameters, index, pairs, backend) for seed, pairs in sets.items()}
 
 
 def total(scores: Sequence[Score]) -> Score:
     """Several sets as one."""
+    digits = zip(*(s.wrong_digits for s in scores), strict=True)
     return Score(
         num_examples=sum(s.num_examples for s in scores),
         errors=sum(s.errors for s in scores),
-        right_digits=sum(s.right_digits for s in scores),
+        wrong_digits=tuple(map(sum, digits)),
         loss_sum_nats=sum(s.loss_sum_nats for s in scores),
+        num_rows=scores[0].num_rows,
     )
 
 
@@ -128,27 +111,27 @@ def report(scores: Mapping[int, Score]) -> dict[str, object]:
     }
 
 
-def decode(config: AdditionConfig, p: Mapping[str, Tensor], pairs: Pairs) -> Tensor:
-    """Twelve greedy steps over all 14 tokens, recomputing everything: tokens [B, 12].
+def decode(parameters: Parameters, pairs: Pairs) -> Tensor:
+    """Greedy steps over all tokens, recomputing everything: predicted tokens [B, num_rows].
 
     Args:
-        config: The model.
-        p: Named parameters with a leading axis of one seed, see `Parameters.stacked`.
+        parameters: A stack of one seed.
         pairs: What to add.
     """
-    token = sequences(pairs.a, pairs.b)[:, : 2 * NUM_DIGITS + 2]
+    form = format_of(parameters.config.prompt)
+    token = tokens(form, pairs.a[None], pairs.b[None])[:, :, : form.prompt_length]
     with torch.no_grad():
-        for _ in range(NUM_ROWS):
-            logits_SBTV = reference_logits(config, p, token[None])
-            token = torch.cat((token, logits_SBTV[0, :, -1].argmax(-1, keepdim=True)), 1)
-    return token[:, 2 * NUM_DIGITS + 2 :]
+        for _ in range(form.num_rows):
+            logits_1B1V = model_logits(parameters, token, 1)
+            token = torch.cat((token, logits_1B1V.argmax(-1)), 2)
+    return token[0, :, form.prompt_length :]
 
 
-def number(tokens: Sequence[int]) -> int:
+def number(predicted: Sequence[int]) -> int:
     """Decoded tokens as a number: units first, up to the first that is no digit."""
     value = 0
-    for place, token in enumerate(tokens[: NUM_DIGITS + 1]):
-        if token >= PLUS:
+    for place, token in enumerate(predicted[:SUM_DIGITS]):
+        if token >= 10:
             break
         value += token * 10**place
     return value
@@ -166,9 +149,7 @@ def predict(model: Model, a: int, b: int) -> int:
                 f"operand {name} must be a whole number from 0 to {LIMIT - 1} (10 digits); got "
                 f"{value}. The model has exactly 10 digit positions an operand, and no sign."
             )
-    pairs = Pairs(a=torch.tensor([a]), b=torch.tensor([b]))
-    tokens = decode(model.config, model.parameters.stacked(), pairs)
-    return number(tokens[0].tolist())
-
-
-assert EQUALS == PLUS + 1  # `number` takes every token from PLUS on for a non-digit
+    pairs = Pairs(
+        a=torch.tensor([a], dtype=torch.float64), b=torch.tensor([b], dtype=torch.float64)
+    )
+    return number(decode(model.parameters, pairs)[0].tolist())

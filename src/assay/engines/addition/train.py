@@ -1,10 +1,10 @@
 """The training loop of the addition engine: one cohort of runs.
 
-A cohort is a stack of parameter rows. Each run has its own generators, batches, optimizer state
-and learning rate; runs take turns of some steps, so that a run's working set stays in the cache.
-Nothing passes between runs: seed s in a cohort equals seed s alone, and an interrupted run equals
-an uninterrupted one, bit for bit on the CPU. One process computes on one thread; the lab divides
-a cohort among processes to use more cores.
+Each run has its own examples, optimizer state and learning rate; the numbers of all runs lie
+stacked, and a step is one call for all. Nothing passes between runs: seed s in a cohort equals
+seed s alone, and an interrupted run equals an uninterrupted one, bit for bit on the CPU. The lab
+divides a cohort among processes to use more cores; within one process the kernel can use several
+threads, which changes no result.
 """
 
 import math
@@ -13,206 +13,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from assay.core.config import canonical, to_plain
 from assay.core.engine import RunContext
-from assay.core.errors import CheckpointError, ConfigError
-from assay.engines.addition.checkpoint import dump, dump_model, parse
-from assay.engines.addition.config import (
-    PUBLIC_TEST_SEEDS,
-    STACKABLE,
-    AdditionConfig,
-    num_parameters,
-    phase_at,
-)
-from assay.engines.addition.data import Exclusion, Sampler, holdout
-from assay.engines.addition.evaluate import (
-    Score,
-    Workspace,
-    report,
-    score,
-    score_test_sets,
-    total,
-)
-from assay.engines.addition.layout import layout
-from assay.engines.addition.model import Parameters, loss_and_grad
-from assay.engines.addition.optim import AdamW, learning_rate
-
-CHUNK_STEPS = 20
-"""Steps of one run before the next has its turn."""
-
-
-class Run:
-    """One run of the cohort: all that it needs to go on."""
-
-    def __init__(self, config: AdditionConfig, context: RunContext, stack: "Stack", index: int):
-        self.config, self.context = config, context
-        data_seed = context.seeds["data"]
-        self.held = holdout(data_seed, config.val_size, config.test_size)
-        tests = [holdout(s, config.val_size, config.test_size).test for s in config.test_seeds]
-        # The source leaves out the run's own pairs only; here no test pair can be trained on.
-        self.sampler = Sampler(data_seed, Exclusion(self.held.val, self.held.test, *tests))
-        self.p, self.row = stack.parameters.seed(index), stack.parameters.rows_SP[index]
-        self.g, self.grad = stack.gradients.seed(index), stack.gradients.rows_SP[index]
-        self.best = stack.best.rows_SP[index]
-        self.best_p = stack.best.seed(index)
-        self.optimizer = AdamW(self.row)
-        self.step = 0
-        self.best_val, self.best_step = -1.0, 0
-        self.grok_step = 0
-        self.loss, self.grad_norm = torch.tensor(math.nan), torch.tensor(math.nan)
-        self.val: Score | None = None
-        self.scores: dict[int, Score] = {}
-        self.is_finite = True
-
-    def advance(self, work: Workspace, *, until: int) -> None:
-        """Train up to `until` updates."""
-        config = self.config
-        while self.step < until:
-            a, b = self.sampler.draw(config.batch_size, *phase_at(config, self.step))
-            batch = work.encoder.encode(a, b)
-            self.loss = loss_and_grad(self.p, self.g, self.grad, batch, work.kernel)
-            self.grad_norm = self.optimizer.step(self.grad, step=self.step, config=config)
-            self.step += 1
-
-    def evaluate(self, work: Workspace) -> None:
-        """Measure on the validation pairs and keep the weights if they are the best so far."""
-        self.val = score(self.p, self.held.val, work)
-        if self.val.exact_match > self.best_val:
-            self.best_val, self.best_step = self.val.exact_match, self.step
-            self.best.copy_(self.row)
-        if not self.grok_step and self.val.exact_match >= self.config.grok_threshold:
-            self.grok_step = self.step
-
-    def record(self) -> None:
-        """Log the state after an evaluation and save it."""
-        assert self.val is not None
-        values = {
-            "train/loss_nats": float(self.loss),
-            "train/grad_norm": float(self.grad_norm),
-            "train/lr": learning_rate(self.config, self.step - 1),
-            "val/loss_nats": self.val.loss_nats,
-            "val/exact_match": self.val.exact_match,
-            "val/token_accuracy": self.val.token_accuracy,
-        }
-        self.context.log(values, step=self.step)
-        if self.is_finite and not math.isfinite(values["train/loss_nats"]):
-            self.is_finite = False
-            self.context.event("diverged", f"the training loss is no number at step {self.step}")
-        self.save()
-
-    def save(self) -> None:
-        """Hand over everything from which the run can go on."""
-        tensors = {
-            "row": self.row,
-            "mean": self.optimizer.mean_P,
-            "square": self.optimizer.square_P,
-            "best": self.best,
-            "sampler": self.sampler.generator.get_state(),
-        }
-        about = {
-            "kind": "training state",
-            "config": to_plain(self.config),
-            "seeds": dict(self.context.seeds),
-            "step": self.step,
-            "best_val": self.best_val,
-            "best_step": self.best_step,
-            "grok_step": self.grok_step,
-        }
-        # The row of this step is logged by now: a resumed run logs the next one.
-        self.context.save_checkpoint(self.step + 1, dump(tensors, about))
-
-    def resume(self) -> None:
-        """Go on from the last checkpoint, if there is one.
-
-        Raises:
-            CheckpointError: It belongs to another configuration or to other seeds.
-        """
-        found = self.context.load_checkpoint()
-        if found is None:
-            return
-        tensors, about = parse(found[1], where=f"checkpoint of step {found[0]}")
-        own = {"config": to_plain(self.config), "seeds": dict(self.context.seeds)}
-        for name, now in own.items():
-            then = about.get(name) or {}
-            changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
-            if changed:
-                was = ", ".join(f"{key} = {canonical(then.get(key))}" for key in changed)
-                is_now = ", ".join(f"{key} = {canonical(now.get(key))}" for key in changed)
-                raise CheckpointError(
-                    f"a run goes on only with its own {name}; its checkpoint of step {found[0]} has "
-                    f"{was}, now it is {is_now}. Give the changed run a folder of its own, or "
-                    "delete the checkpoint."
-                )
-        places = {
-            "row": self.row,
-            "mean": self.optimizer.mean_P,
-            "square": self.optimizer.square_P,
-            "best": self.best,
-        }
-        if set(tensors) != {*places, "sampler"} or any(
-            tensors[name].shape != place.shape for name, place in places.items()
-        ):
-            raise CheckpointError(
-                f"the checkpoint of step {found[0]} must hold the rows {', '.join(places)} of "
-                f"{len(self.row)} numbers and the sampler; it does not. It is damaged: delete it, "
-                "and the run starts again."
-            )
-        for name, place in places.items():
-            place.copy_(tensors[name])
-        self.sampler.generator.set_state(tensors["sampler"])
-        self.step, self.grok_step = about["step"], about["grok_step"]
-        self.best_val, self.best_step = about["best_val"], about["best_step"]
-
-    def test(self, work: Workspace) -> None:
-        """Judge the best weights on the test sets."""
-        self.scores = score_test_sets(self.config, self.best_p, work)
-
-    def finish(self) -> None:
-        """Hand over weights and results."""
-        config, context, scores = self.config, self.context, self.scores
-        whole = total(list(scores.values()))
-        about = {"seeds": dict(context.seeds), "step": self.step, "val_exact_match": self.best_val}
-        context.save("last.safetensors", dump_model(config, self.p, about))
-        about["step"] = self.best_step
-        context.save("best.safetensors", dump_model(config, self.best_p, about))
-        final = {
-            "model/parameters": float(num_parameters(config)),
-            "test/exact_match": whole.exact_match,
-            "test/errors": float(whole.errors),
-            "val/best_exact_match": self.best_val,
-            "val/best_step": float(self.best_step),
-        }
-        final |= {
-            f"test/exact_match_set_{seed}": s.exact_match
-            for seed, s in scores.items()
-            if seed in PUBLIC_TEST_SEEDS
-        }
-        if self.grok_step:
-            final["val/grok_step"] = float(self.grok_step)
-        plain = {
-            "config": to_plain(config),
-            "seeds": dict(context.seeds),
-            "parameters": layout(config).count(),
-            "steps": self.step,
-            "best_step": self.best_step,
-            "best_val_exact_match": self.best_val,
-            "grok_step": self.grok_step or None,
-            "multi_seed_validation": report(scores),
-        }
-        context.save("summary.json", canonical(plain).encode())
-        context.summary(final)
-        context.spent(steps=self.step, examples=self.step * config.batch_size)
-
-
-class Stack:
-    """Parameters, gradients and best weights of a cohort, stacked by run."""
-
-    def __init__(self, config: AdditionConfig, init_seeds: Sequence[int]) -> None:
-        self.parameters = Parameters.initial(config, init_seeds)
-        self.gradients = Parameters.zeros(config, len(init_seeds))
-        self.best = Parameters.zeros(config, len(init_seeds))
+from assay.core.errors import ConfigError
+from assay.engines.addition.backend import Backend, Eager, choose
+from assay.engines.addition.checkpoint import dump_model
+from assay.engines.addition.config import PUBLIC_TEST_SEEDS, STACKABLE, AdditionConfig
+from assay.engines.addition.data import BLOCK_STEPS
+from assay.engines.addition.evaluate import report, score, score_test_sets, total
+from assay.engines.addition.layout import layout, num_parameters
+from assay.engines.addition.optim import learning_rate
+from assay.engines.addition.state import Cohort, Run, boundary, device_error
 
 
 def train(configs: Sequence[AdditionConfig], contexts: Sequence[RunContext]) -> None:
@@ -223,39 +38,141 @@ def train(configs: Sequence[AdditionConfig], contexts: Sequence[RunContext]) -> 
         contexts: One a run.
     """
     _check_cohort(configs, contexts)
-    stack = Stack(configs[0], [context.seeds["init"] for context in contexts])
-    pairs = zip(configs, contexts, strict=True)
-    runs = [Run(config, context, stack, i) for i, (config, context) in enumerate(pairs)]
-    for run in runs:
-        run.resume()
-    with _one_thread():
-        work = Workspace(configs[0], configs[0].batch_size)
-        pace = Pace(runs)
-        while (step := min(run.step for run in runs)) < configs[0].steps:
-            until = _boundary(configs[0], step)
-            behind = [run for run in runs if run.step < until]
-            for run in behind:
-                run.advance(work, until=until)
-            if until % configs[0].eval_interval == 0 or until == configs[0].steps:
-                for run in behind:
-                    run.evaluate(work)
-                    run.record()
-            pace.show(runs)
-            if any(context.should_stop() for context in contexts):
-                for run in behind:
-                    run.save()
+    device = contexts[0].device
+    with _torch_on_one_thread():
+        backend = choose(configs[0], device=device, threads=contexts[0].threads)
+        if type(backend) is Eager:
+            contexts[0].event("eager", f"computing with {backend.what}: many times slower")
+        whole = Cohort.start(configs, contexts)
+        pace = Pace(whole.runs)
+        for cohort in whole.by_step():
+            if not _train_together(cohort, backend, pace):
                 return
-        for run in runs:
-            run.test(work)
-            run.finish()
-        pace.close(runs)
+        pace.close()
 
 
-def _boundary(config: AdditionConfig, step: int) -> int:
-    """Where to look up from training next: a chunk further, an evaluation, or the end."""
-    chunk = (step // CHUNK_STEPS + 1) * CHUNK_STEPS
-    evaluation = (step // config.eval_interval + 1) * config.eval_interval
-    return min(chunk, evaluation, config.steps)
+def _train_together(cohort: Cohort, backend: Backend, pace: "Pace") -> bool:
+    """Train runs that stand at one step to their end; False if asked to stop before."""
+    config = cohort.runs[0].config
+    examples = Examples()
+    while cohort.runs and (step := cohort.runs[0].step) < config.steps:
+        until = boundary(config, step, BLOCK_STEPS)
+        advance(cohort, backend, examples, until=until)
+        if until % config.eval_interval == 0 or until == config.steps:
+            evaluate(cohort, backend)
+            dead = [i for i, run in enumerate(cohort.runs) if run.is_dead]
+            if dead:
+                for index in dead:
+                    finish(cohort, index, backend)
+                cohort = cohort.select([i for i in range(len(cohort.runs)) if i not in dead])
+                examples = Examples()
+        pace.show()
+        if any(run.context.should_stop() for run in cohort.runs):
+            for index in range(len(cohort.runs)):
+                cohort.save(index)
+            return False
+    for index in range(len(cohort.runs)):
+        finish(cohort, index, backend)
+    return True
+
+
+class Examples:
+    """The operands of the current block of steps, stacked by run."""
+
+    def __init__(self) -> None:
+        self._index = -1
+        self._a_KSB = self._b_KSB = torch.empty(0)
+
+    def at(self, runs: Sequence[Run], step: int) -> tuple[Tensor, Tensor]:
+        """Operands [S, B] (float64) of the update that follows `step` updates."""
+        index, offset = divmod(step, BLOCK_STEPS)
+        if index != self._index:
+            drawn = [run.sampler.block(index) for run in runs]
+            a_KSB, b_KSB = (np.stack(side, 1) for side in zip(*drawn, strict=True))
+            device = runs[0].context.device
+            self._a_KSB = torch.from_numpy(a_KSB).to(device)
+            self._b_KSB = torch.from_numpy(b_KSB).to(device)
+            self._index = index
+        return self._a_KSB[offset], self._b_KSB[offset]
+
+
+def advance(cohort: Cohort, backend: Backend, examples: Examples, *, until: int) -> None:
+    """Train up to `until` updates."""
+    first = cohort.runs[0].step
+    for step in range(first, until):
+        a_SB, b_SB = examples.at(cohort.runs, step)
+        loss_S, grad_SP = backend.gradient(cohort.parameters, a_SB, b_SB)
+        norm_S = cohort.optimizer.step(grad_SP, step=step)
+    for run, loss, norm in zip(cohort.runs, loss_S.tolist(), norm_S.tolist(), strict=True):
+        run.step, run.loss, run.grad_norm = until, loss, norm
+
+
+def evaluate(cohort: Cohort, backend: Backend) -> None:
+    """Measure every run on its validation pairs, keep its best weights, log and save."""
+    for index, run in enumerate(cohort.runs):
+        val = score(cohort.parameters, index, run.held.val, backend)
+        if run.judge(val):
+            cohort.best.rows_SP[index].copy_(cohort.parameters.rows_SP[index])
+        values = {
+            "train/loss_nats": run.loss,
+            "train/grad_norm": run.grad_norm,
+            "train/lr": learning_rate(run.config, run.step - 1),
+            "val/loss_nats": val.loss_nats,
+            "val/exact_match": val.exact_match,
+            "val/token_accuracy": val.token_accuracy,
+        }
+        run.context.log(values, step=run.step)
+        if run.is_finite and not math.isfinite(run.loss):
+            run.is_finite = False
+            run.context.event("diverged", f"the training loss is no number at step {run.step}")
+        cohort.save(index)
+
+
+def finish(cohort: Cohort, index: int, backend: Backend) -> None:
+    """Judge the best weights of a run on the test sets; hand over weights and results."""
+    run = cohort.runs[index]
+    config, context = run.config, run.context
+    if run.is_dead:
+        context.event(
+            "stopped",
+            f"given up at step {run.step}: exact match {run.best_val} on the validation pairs is "
+            f"below stop_dead_below = {config.stop_dead_below}",
+        )
+    scores = score_test_sets(config, cohort.best, index, backend)
+    whole = total(list(scores.values()))
+    about = {"seeds": dict(context.seeds), "step": run.step, "val_exact_match": run.best_val}
+    context.save("last.safetensors", dump_model(config, cohort.parameters, index, about))
+    about["step"] = run.best_step
+    context.save("best.safetensors", dump_model(config, cohort.best, index, about))
+    final = {
+        "model/parameters": float(num_parameters(config)),
+        "test/exact_match": whole.exact_match,
+        "test/errors": float(whole.errors),
+        "val/best_exact_match": run.best_val,
+        "val/best_step": float(run.best_step),
+    }
+    final |= {
+        f"test/exact_match_set_{seed}": s.exact_match
+        for seed, s in scores.items()
+        if seed in PUBLIC_TEST_SEEDS
+    }
+    if run.grok_step:
+        final["val/grok_step"] = float(run.grok_step)
+    plain = {
+        "config": to_plain(config),
+        "seeds": dict(context.seeds),
+        "parameters": layout(config).count(),
+        "frozen": {slot.name: slot.numel for slot in layout(config).frozen},
+        "backend": backend.what,
+        "steps": run.step,
+        "best_step": run.best_step,
+        "best_val_exact_match": run.best_val,
+        "grok_step": run.grok_step or None,
+        "multi_seed_validation": report(scores),
+    }
+    context.save("summary.json", canonical(plain).encode())
+    context.summary(final)
+    context.spent(steps=run.step, examples=run.step * config.batch_size)
 
 
 def _check_cohort(configs: Sequence[AdditionConfig], contexts: Sequence[RunContext]) -> None:
@@ -267,12 +184,12 @@ def _check_cohort(configs: Sequence[AdditionConfig], contexts: Sequence[RunConte
                 "the runs of a cohort may differ only in their seeds and in "
                 f"{', '.join(sorted(STACKABLE))}; got {config} beside {first}. Train them apart."
             )
-    for context in contexts:
-        if context.device != "cpu":
-            raise ConfigError(
-                f"device must be 'cpu' for the addition engine; got {context.device!r}. It has no "
-                "kernel for other devices yet."
-            )
+    reason = device_error(contexts[0].device)
+    if reason:
+        raise ConfigError(
+            f"device must be one that torch can use here; got {contexts[0].device!r} ({reason}). "
+            "'cpu' is always there."
+        )
 
 
 class Pace:
@@ -281,40 +198,44 @@ class Pace:
     INTERVAL_S = 0.5
 
     def __init__(self, runs: Sequence[Run]) -> None:
+        self._runs = list(runs)
         self._start = self._shown = time.perf_counter()
-        self._before = self._last = sum(run.step for run in runs)
+        self._before = self._last = self._done()
         self._speed = math.nan
 
-    def show(self, runs: Sequence[Run]) -> None:
+    def _done(self) -> int:
+        return sum(run.step for run in self._runs)
+
+    def show(self) -> None:
         """Pass progress on, at most every half second."""
         now = time.perf_counter()
         if now - self._shown < self.INTERVAL_S:
             return
-        done = sum(run.step for run in runs)
+        done = self._done()
         self._speed = (done - self._last) / (now - self._shown)
         self._shown, self._last = now, done
-        for run in runs:
-            shown = {"loss": float(run.loss), "model-steps/s": self._speed}
+        for run in self._runs:
+            shown = {"loss": run.loss, "model-steps/s": self._speed}
             if run.val is not None:
                 shown["exact match"] = run.val.exact_match
             run.context.progress(run.step, run.config.steps, shown)
 
-    def close(self, runs: Sequence[Run]) -> None:
+    def close(self) -> None:
         """Record the speed of this attempt, if it trained at all."""
-        steps = sum(run.step for run in runs) - self._before
+        steps = self._done() - self._before
         speed = steps / (time.perf_counter() - self._start)
-        for run in runs:
+        for run in self._runs:
             run.context.progress(run.step, run.config.steps, {"exact match": run.best_val})
             if steps:
                 run.context.summary({"speed/model_steps_per_s": speed})
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Every operation on the calling thread, without autograd.
+def _torch_on_one_thread() -> Iterator[None]:
+    """Torch operations on the calling thread, without autograd.
 
-    A second thread gained 1.0 to 1.2 times (operations this small hold the interpreter), and one
-    process in sixty then differed in the last bits from the others.
+    They are too small for a second thread to pay, and with two one process in sixty differed in
+    the last bits from the others.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

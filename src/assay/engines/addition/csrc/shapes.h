@@ -1,0 +1,10 @@
+// Width, heads, width of a head.
+SHAPE(2, 1, 2)
+SHAPE(3, 1, 3)
+SHAPE(3, 1, 4)
+SHAPE(4, 1, 4)
+SHAPE(5, 1, 5)
+SHAPE(6, 1, 6)
+SHAPE(7, 1, 7)
+SHAPE(8, 1, 8)
+SHAPE(8, 2, 4)
