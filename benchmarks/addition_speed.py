@@ -3,10 +3,10 @@
     python benchmarks/addition_speed.py [--repeats 5] [--out record.json]
 
 Both sides train at batch 512 in the last curriculum phase, sampling and optimizer included. Two
-settings: one process (the plain trainer on both cores; ours, 8 seeds in a cohort, on one, since
-its operations are too small for a second thread), and 2 processes of 1 thread (ours: 4 seeds
-each, as `assay run` divides them). Repeats of both sides alternate in one run; medians are
-reported.
+settings: one process (both sides on both cores; ours: 8 seeds in a cohort), and 2 processes of 1
+thread (ours: 4 seeds each, as `assay run` divides them). Repeats of both sides alternate in one
+run; medians are reported. The second ratio is to the two public trainers, which the specification
+puts at about 33 ms a model-step on such a machine: that figure is quoted, not measured here.
 """
 
 import argparse
@@ -22,7 +22,9 @@ from typing import Any
 
 import torch
 
-from assay.engines.addition.config import AdditionConfig, num_parameters
+from assay.engines.addition import fused
+from assay.engines.addition.config import AdditionConfig
+from assay.engines.addition.layout import num_parameters
 from assay.engines.addition.train import train
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
@@ -56,6 +58,8 @@ PEER = {
 }
 MODELS = tuple(OURS)
 WARM_UP = 3
+PUBLIC_MS = 33.0
+"""Milliseconds of a model-step of the public trainers on two such cores, as reported."""
 
 
 class Speedometer:
@@ -64,9 +68,8 @@ class Speedometer:
     device = "cpu"
     data_dir = None
 
-    threads = 1
-
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, threads: int = 1) -> None:
+        self.threads = threads
         self.seeds: Mapping[str, int] = {"init": seed, "data": seed}
         self.final: dict[str, float] = {}
 
@@ -93,7 +96,7 @@ class Speedometer:
         return False
 
 
-def ours(model: str, *, seeds: int, steps: int) -> float:
+def ours(model: str, *, seeds: int, steps: int, threads: int = 1) -> float:
     """Model-steps a second of a cohort, one evaluation on 512 pairs included."""
     config = AdditionConfig(
         **OURS[model],
@@ -105,7 +108,7 @@ def ours(model: str, *, seeds: int, steps: int) -> float:
         test_seeds=(41,),
         curriculum=((1, 10, steps),),
     )
-    contexts = [Speedometer(seed) for seed in range(seeds)]
+    contexts = [Speedometer(seed, threads) for seed in range(seeds)]
     train([config] * seeds, contexts)
     return contexts[0].final["speed/model_steps_per_s"]
 
@@ -159,7 +162,7 @@ def worker(side: str, model: str, steps: int) -> None:
 
 def measure(side: str, model: str, *, seeds: int, threads: int, steps: int) -> float:
     if side == "ours":
-        return ours(model, seeds=seeds, steps=steps)
+        return ours(model, seeds=seeds, steps=steps, threads=threads)
     return plain(model, threads=threads, steps=steps)
 
 
@@ -171,7 +174,7 @@ def cpu_name() -> str:
 
 
 def run_all(repeats: int, steps: int) -> list[dict[str, Any]]:
-    plain_steps = max(4, steps // 4)
+    plain_steps = max(4, steps // 20)
     rows: list[dict[str, Any]] = []
     for model in MODELS:
         speeds: dict[str, dict[str, list[float]]] = {
@@ -183,8 +186,8 @@ def run_all(repeats: int, steps: int) -> list[dict[str, Any]]:
         for _ in range(repeats):
             together, apart = speeds.values()
             together["plain"].append(plain(model, threads=2, steps=plain_steps))
-            together["ours"].append(ours(model, seeds=8, steps=steps))
-            for side, num in (("plain", plain_steps), ("ours", steps * 2)):
+            together["ours"].append(ours(model, seeds=8, steps=steps, threads=2))
+            for side, num in (("plain", plain_steps), ("ours", steps)):
                 speed, spent_ms = two_processes(side, model, num)
                 apart[side].append(speed)
                 cpu_ms[side].append(spent_ms)
@@ -197,6 +200,7 @@ def run_all(repeats: int, steps: int) -> list[dict[str, Any]]:
                     "setting": setting,
                     "model_steps_per_s": medians,
                     "ratio": medians["ours"] / medians["plain"],
+                    "ratio_to_public_33_ms": medians["ours"] * PUBLIC_MS / 1000,
                     "cpu_ms_per_model_step_1_thread": {
                         side: statistics.median(values) for side, values in cpu_ms.items()
                     },
@@ -209,7 +213,7 @@ def run_all(repeats: int, steps: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--worker", choices=("ours", "plain"))
     parser.add_argument("--model", choices=MODELS)
@@ -224,6 +228,7 @@ def main() -> None:
         "machine": f"{cpu_name()}, {torch.get_num_threads()} threads, {platform.system()}",
         "load_before": Path("/proc/loadavg").read_text().split()[0],
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
+        "kernel": fused.describe(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "repeats": arguments.repeats,
@@ -236,14 +241,16 @@ def main() -> None:
     print(f"\nMedians of {record['repeats']} alternating repeats on {record['machine']}, ", end="")
     print(f"torch {record['torch']}.\n")
     print(
-        "| model | setting | plain, model-steps/s | Assay, model-steps/s | ratio | CPU ms a step |"
+        "| model | setting | plain, model-steps/s | Assay, model-steps/s | ratio | to 33 ms "
+        "| CPU ms a step |"
     )
-    print("|---|---|---:|---:|---:|---:|")
+    print("|---|---|---:|---:|---:|---:|---:|")
     for row in record["rows"]:
         speed, cpu = row["model_steps_per_s"], row["cpu_ms_per_model_step_1_thread"]
         print(
             f"| {row['model']} | {row['setting']} | {speed['plain']:.1f} | {speed['ours']:.0f} "
-            f"| {row['ratio']:.1f}x | {cpu['plain']:.2f} / {cpu['ours']:.2f} |"
+            f"| {row['ratio']:.1f}x | {row['ratio_to_public_33_ms']:.0f}x "
+            f"| {cpu['plain']:.2f} / {cpu['ours']:.2f} |"
         )
 
 

@@ -5,57 +5,10 @@ import pytest
 
 from assay.core.config import build, to_plain
 from assay.core.errors import ConfigError
-from assay.engines.addition.config import AdditionConfig, num_parameters, phase_at
-from assay.engines.addition.layout import ALIGN, layout
-from assay.engines.addition.model import Parameters, count
+from assay.engines.addition.config import AdditionConfig, carry_share_at, phase_at
 
-from .helpers import PUBLIC_456
-
-LN3 = {"pos_rank": 3, "qkv_rank": 3, "ffn_rank": 3}
-TABLE = [
-    (456, PUBLIC_456),
-    (491, {**LN3, "attn_out_rank": 3, "norm": "rmsnorm"}),
-    (498, {**LN3, "attn_out_rank": 2}),
-    (512, {**LN3, "attn_out_rank": 3}),
-    (582, {**LN3, "attn_out_rank": 3, "ffn_rank": 0}),
-    (763, {}),
-    (959, {"d_ff": 28}),
-    (1128, {"d_model": 8, "d_ff": 28}),
-    (896, {"d_model": 8, "d_ff": 28, "ffn_rank": 3}),
-    (824, {"d_model": 8, "d_ff": 16, "ffn_rank": 3}),
-    (784, {"d_model": 8, "d_ff": 28, "ffn_rank": 3, "qkv_rank": 3, "attn_out_rank": 3}),
-    (311, {"d_model": 4, "d_ff": 8, "norm": "rmsnorm", "tie_qkv": "shareA_tieKV", **LN3,
-           "attn_out_rank": 3}),
-    (262, {"d_model": 4, "d_ff": 6, "norm": "rmsnorm", "tie_qkv": "shareA_tieKV", **LN3,
-           "pos_rank": 2, "attn_out_rank": 3}),
-]  # fmt: skip
 TIES = ("none", "all", "qk", "kv", "shareA", "shareB", "shareA_tieQK", "shareA_tieKV",
         "shareB_tieQK", "shareB_tieKV")  # fmt: skip
-
-
-@pytest.mark.parametrize(("known", "settings"), TABLE, ids=[str(n) for n, _ in TABLE])
-def test_parameter_counts_of_the_public_table(known, settings):
-    """The formula, the tensors and the published number agree."""
-    config = AdditionConfig(**settings)
-    assert num_parameters(config) == known
-    assert sum(layout(config).count().values()) == known
-    assert count(Parameters.initial(config, [1]).seed(0)) == known
-
-
-@pytest.mark.parametrize(
-    ("tie", "rank"), [(t, r) for t in TIES for r in (0, 2) if r or not t.startswith("share")]
-)
-def test_every_tie_is_counted_alike_by_formula_and_tensors(tie, rank):
-    """Tying removes exactly the numbers that the formula says."""
-    config = AdditionConfig(tie_qkv=tie, qkv_rank=rank)
-    assert sum(layout(config).count().values()) == num_parameters(config)
-
-
-def test_parameters_start_on_aligned_numbers():
-    """Every parameter and every row starts at a multiple of 64 bytes."""
-    plan = layout(AdditionConfig(**PUBLIC_456))
-    assert plan.row % ALIGN == 0
-    assert all(slot.start % ALIGN == 0 for slot in plan.slots)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +31,25 @@ def test_parameters_start_on_aligned_numbers():
         ({"curriculum": ((1, 3, 5), (1, 6, 5))}, "must rise"),
         ({"test_seeds": ()}, "must not be empty"),
         ({"test_seeds": (41, 41)}, "must differ"),
+        ({"prompt": "words"}, "prompt must be one of"),
+        ({"heads": 2}, "d_model must be a multiple of heads"),
+        ({"position_rows": 20}, "position_rows must be 0 or at least the prompt's 33"),
+        ({"embedding": "arc"}, "needs d_model of at least 2 and prompt = 'zeros'"),
+        ({"positions": "none", "pos_rank": 2}, "pos_rank must be 0"),
+        ({"tie_out": "query", "attn_out_rank": 2}, "attn_out_rank must be 0"),
+        ({"bias": True, "tie_qkv": "all"}, "bias = true needs tie_qkv = 'none'"),
+        ({"norm": "none", "shared_norm": "all"}, "shared_norm = 'all' needs a norm"),
+        ({"rope_theta": 3.0}, "the width of a head must be even; got 7"),
+        ({"rope_theta": 0.5, "d_model": 8}, "rope_theta must be 0"),
+        ({"tie_qkv": "rotated"}, "the width of a head must be even"),
+        ({"tie_down": "rotated", "d_ff": 3}, "d_ff must be even"),
+        ({"fixed_full_rank_attn": True}, "it would change nothing"),
+        ({"fixed_full_rank_mlp": True}, "it would change nothing"),
+        ({"carry_share": 0.8}, "carry_fade is"),
+        ({"carry_fade": (10, 5), "carry_share": 0.8}, "from_step <= to_step"),
+        ({"grokfast_lambda": -1.0}, "grokfast_lambda must be at least 0"),
+        ({"grokfast_from": 10}, "needs grokfast_lambda above 0"),
+        ({"stop_dead_at": 1500}, "multiple of eval_interval"),
     ],
 )
 def test_broken_rules_are_named(settings, says):
@@ -107,3 +79,11 @@ def test_engine_and_config_import_without_torch():
         "assay.cli.addition; sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_share_of_carries_fades_by_step():
+    """Full until the first step, linear to the second, then none."""
+    config = AdditionConfig(carry_share=0.8, carry_fade=(100, 300))
+    shares = [carry_share_at(config, step) for step in (0, 100, 200, 300, 10**6)]
+    assert shares == pytest.approx([0.8, 0.8, 0.4, 0.0, 0.0])
+    assert carry_share_at(AdditionConfig(), 0) == 0.0

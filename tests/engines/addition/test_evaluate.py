@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from assay.core.errors import DataError
+from assay.engines.addition.backend import Eager, choose
+from assay.engines.addition.block import targets
 from assay.engines.addition.checkpoint import Model, assemble, load_model, parse
-from assay.engines.addition.config import AdditionConfig, num_parameters
-from assay.engines.addition.data import Pairs, holdout, sequences
+from assay.engines.addition.config import AdditionConfig
+from assay.engines.addition.data import Pairs, holdout
 from assay.engines.addition.evaluate import (
-    Workspace,
     decode,
     number,
     predict,
@@ -16,11 +17,12 @@ from assay.engines.addition.evaluate import (
     score,
     score_test_sets,
 )
+from assay.engines.addition.layout import num_parameters
 from assay.engines.addition.model import Parameters
+from assay.engines.addition.prompt import format_of
 from assay.engines.addition.train import train
 
 from .helpers import MemoryContext, small
-from .test_model import random_parameters
 
 RELEASED = Path(__file__).parents[4] / "shared" / "checkpoints" / "best_456p_s43.pt"
 needs_released = pytest.mark.skipif(not RELEASED.exists(), reason="no released checkpoint here")
@@ -43,46 +45,33 @@ def model() -> Model:
     return half_trained()
 
 
-def test_teacher_forced_exact_is_greedy_exact(model):
+@pytest.mark.parametrize("way", ["fused", "eager"])
+def test_teacher_forced_exact_is_greedy_exact(model, way):
     """Over right and wrong sums alike, one forward and twelve greedy steps judge alike."""
-    digit = torch.arange(10)
+    backend = Eager("test") if way == "eager" else choose(model.config, device="cpu", threads=1)
+    digit = torch.arange(10, dtype=torch.float64)
     pairs = Pairs(a=digit.repeat(10), b=digit.repeat_interleave(10))
-    work = Workspace(model.config, 32)
-    p = model.parameters.seed(0)
-    truth = sequences(pairs.a, pairs.b)[:, 22:33]
-    greedy = (decode(model.config, model.parameters.stacked(), pairs)[:, :11] == truth).all(1)
-    forced = [
-        score(p, Pairs(a=pairs.a[i : i + 1], b=pairs.b[i : i + 1]), work).errors == 0
-        for i in range(len(pairs))
-    ]
-    assert forced == greedy.tolist()
+    truth = targets(format_of("msd"), pairs.a[None], pairs.b[None])[0, :, :11]
+    greedy = (decode(model.parameters, pairs)[:, :11] == truth).all(1)
+    forced = backend.judge(model.parameters, 0, pairs).wrong_N == 0
+    assert forced.tolist() == greedy.tolist()
     assert 0 < int(greedy.sum()) < 100, "the model must be right on some and wrong on others"
-    assert score(p, pairs, work).errors == 100 - int(greedy.sum())
-
-
-@pytest.mark.parametrize("spread", [0.7, 0.0])
-def test_score_does_not_depend_on_the_block_size(spread):
-    """Blocks, and a last block that is not full, count every pair once.
-
-    With all weights zero the model says 0 everywhere, which is right for the filling of a block.
-    """
-    config = AdditionConfig()
-    p = random_parameters(config, dtype=torch.float64, spread=spread).seed(0)
-    pairs = holdout(5, 90, 10).val
-    scores = [score(p, pairs, Workspace(config, n, torch.float64)) for n in (1, 7, 90, 128)]
-    assert {s.num_examples for s in scores} == {90}
-    assert len({(s.errors, s.right_digits) for s in scores}) == 1
-    for other in scores[1:]:
-        assert other.loss_nats == pytest.approx(scores[0].loss_nats, rel=1e-9)
+    found = score(model.parameters, 0, pairs, backend)
+    assert found.errors == 100 - int(greedy.sum())
+    assert sum(found.wrong_digits) >= found.errors
 
 
 def test_an_untrained_model_has_the_loss_of_guessing():
-    """All weights zero: every token is equally likely, log 14 nats."""
+    """All weights zero: every token is equally likely, log 14 nats; digit 0 is said everywhere."""
     config = AdditionConfig()
-    result = score(
-        Parameters.zeros(config, 1).seed(0), holdout(5, 40, 10).val, Workspace(config, 8)
-    )
-    assert result.loss_nats == pytest.approx(2.6390573, rel=1e-6)
+    pairs = holdout(5, 1500, 10).val
+    nothing = Parameters.zeros(config, 1)
+    for backend in (Eager("test"), choose(config, device="cpu", threads=1)):
+        found = score(nothing, 0, pairs, backend)
+        assert found.loss_nats == pytest.approx(2.6390573, rel=1e-6)
+        assert found.num_examples == 1500
+        wrong = (targets(format_of("msd"), pairs.a[None], pairs.b[None])[0, :, :11] != 0).sum(0)
+        assert list(found.wrong_digits) == wrong.tolist()
 
 
 @pytest.mark.parametrize(
@@ -102,13 +91,13 @@ def test_operands_out_of_range_are_refused(a, b, model):
 
 
 @needs_released
-def test_the_released_456_parameter_model_makes_no_error():
+@pytest.mark.parametrize("way", ["fused", "eager"])
+def test_the_released_456_parameter_model_makes_no_error(way):
     """The public checkpoint, read without unpickling code: 0 errors in its 100,000 sums."""
     released = load_model(RELEASED)
     assert num_parameters(released.config) == 456
-    work = Workspace(released.config, 500)
-    sets = score_test_sets(AdditionConfig(), released.parameters.seed(0), work)
-    result = report(sets)
+    backend = Eager("test") if way == "eager" else choose(released.config, device="cpu", threads=1)
+    result = report(score_test_sets(AdditionConfig(), released.parameters, 0, backend))
     assert result["total_examples"] == 100_000
     assert result["aggregate_errors"] == 0
 

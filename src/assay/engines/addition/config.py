@@ -27,6 +27,7 @@ TieQKV = Literal[
     "shareB_tieKV",
     "rotated",
 ]
+Finish = Literal["low-lr", "lbfgs", "cma-es", "hard-negatives"]
 TieOut = Literal["none", "query"]
 TieDown = Literal["none", "up", "rotated"]
 
@@ -131,6 +132,18 @@ class AdditionConfig:
     never. A multiple of eval_interval."""
     stop_dead_below: float = 0.01
     """Validation exact match below which a run counts as dead at stop_dead_at."""
+    finish: tuple[Finish, ...] = ()
+    """Stages after training, in order, each from the best weights: "low-lr" (AdamW at finish_lr,
+    each further round at a third), "lbfgs", "cma-es", "hard-negatives" (half of each batch are
+    errors that were searched for in the training stream). Only improvements on the validation
+    pairs are kept."""
+    finish_steps: int = 2000
+    """Length of a stage: updates, iterations of L-BFGS, or generations of CMA-ES (24
+    candidates on 4,096 pairs each)."""
+    finish_lr: float = 0.001
+    """Peak learning rate of the first low-lr round and of hard negatives."""
+    finish_sigma: float = 0.003
+    """Initial step size of CMA-ES, in parameter units."""
     eval_interval: int = 1000
     """Updates between evaluations, log records and checkpoints; the last update has one too."""
     val_size: int = 5000

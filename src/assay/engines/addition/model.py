@@ -73,7 +73,7 @@ class Parameters:
 
     def select(self, indices: Sequence[int]) -> "Parameters":
         """A copy of some of the seeds."""
-        index = torch.tensor(indices, device=self.rows_SP.device)
+        index = torch.tensor(indices, dtype=torch.int64, device=self.rows_SP.device)
         return Parameters(self.config, self.rows_SP[index], self.frozen_SP[index])
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "Parameters":
@@ -83,9 +83,17 @@ class Parameters:
 
 
 def _views(slots: Sequence[Slot], rows_SP: Tensor) -> dict[str, Tensor]:
+    """Named parts of rows. Cut in one operation: its gradient is then one too, not one a slot."""
+    ends = [*(slot.start for slot in slots[1:]), rows_SP.shape[1]]
+    sizes = [
+        size
+        for slot, end in zip(slots, ends, strict=bool(slots))
+        for size in (slot.numel, end - slot.start - slot.numel)
+    ]
+    parts = rows_SP.split(sizes, 1)[::2] if sizes else ()
+    seeds = rows_SP.shape[0]
     return {
-        slot.name: rows_SP[:, slot.start : slot.start + slot.numel].unflatten(1, slot.shape)
-        for slot in slots
+        slot.name: part.view(seeds, *slot.shape) for slot, part in zip(slots, parts, strict=True)
     }
 
 

@@ -83,7 +83,7 @@ class AdamW:
     def select(self, indices: Sequence[int], rows_SP: Tensor) -> "AdamW":
         """The optimizer of some of the seeds, for a copy of their rows."""
         chosen = AdamW(rows_SP, [self.configs[i] for i in indices])
-        index = torch.tensor(indices, device=rows_SP.device)
+        index = torch.tensor(indices, dtype=torch.int64, device=rows_SP.device)
         for name in self.STATE:
             setattr(chosen, name, getattr(self, name)[index])
         return chosen

@@ -206,6 +206,16 @@ def _check_extras(config: AdditionConfig) -> None:
             f"grokfast_from is a step and needs grokfast_lambda above 0; got {config.grokfast_from}"
             f" with grokfast_lambda {config.grokfast_lambda}."
         )
+    known = get_args(schema.Finish)
+    unknown = [stage for stage in config.finish if stage not in known]
+    if unknown:
+        raise ConfigError(f"finish lists stages among {', '.join(known)}; got {unknown[0]!r}.")
+    for name in ("finish_steps", "finish_lr", "finish_sigma"):
+        value = getattr(config, name)
+        if not value > 0:
+            raise ConfigError(
+                f"{name} must be above 0; got {value}. finish = [] leaves stages out."
+            )
     if config.stop_dead_at < 0 or config.stop_dead_at % config.eval_interval:
         raise ConfigError(
             f"stop_dead_at must be a multiple of eval_interval ({config.eval_interval}), where runs "

@@ -52,7 +52,8 @@ class Run:
             val.exact_match == self.best_val and val.loss_nats < self.best_loss
         )
         if is_better:
-            self.best_val, self.best_loss = val.exact_match, val.loss_nats
+            self.best_val = val.exact_match
+            self.best_loss = val.loss_nats if math.isfinite(val.loss_nats) else math.inf
             self.best_step = self.step
         dead_at = self.config.stop_dead_at
         self.is_dead = dead_at == self.step and self.best_val < self.config.stop_dead_below

@@ -25,6 +25,7 @@ from assay.engines.addition.checkpoint import dump_model
 from assay.engines.addition.config import PUBLIC_TEST_SEEDS, STACKABLE, AdditionConfig
 from assay.engines.addition.data import BLOCK_STEPS
 from assay.engines.addition.evaluate import report, score, score_test_sets, total
+from assay.engines.addition.finish import Finisher
 from assay.engines.addition.layout import layout, num_parameters
 from assay.engines.addition.optim import learning_rate
 from assay.engines.addition.state import Cohort, Run, boundary, device_error
@@ -138,6 +139,11 @@ def finish(cohort: Cohort, index: int, backend: Backend) -> None:
             f"given up at step {run.step}: exact match {run.best_val} on the validation pairs is "
             f"below stop_dead_below = {config.stop_dead_below}",
         )
+    extra = 0
+    if config.finish and not run.is_dead:
+        best = cohort.best.select([index])
+        extra = Finisher(run, best, backend).work()
+        cohort.best.rows_SP[index].copy_(best.rows_SP[0])
     scores = score_test_sets(config, cohort.best, index, backend)
     whole = total(list(scores.values()))
     about = {"seeds": dict(context.seeds), "step": run.step, "val_exact_match": run.best_val}
@@ -172,7 +178,7 @@ def finish(cohort: Cohort, index: int, backend: Backend) -> None:
     }
     context.save("summary.json", canonical(plain).encode())
     context.summary(final)
-    context.spent(steps=run.step, examples=run.step * config.batch_size)
+    context.spent(steps=run.step, examples=(run.step + extra) * config.batch_size)
 
 
 def _check_cohort(configs: Sequence[AdditionConfig], contexts: Sequence[RunContext]) -> None:
