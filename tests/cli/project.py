@@ -98,6 +98,7 @@ ADDITION_STUDY = """
 id = "add"
 question = "Does a tiny adder start better at 1/sqrt(d)?"
 engine = "addition"
+task = "train"
 factor = "init"
 seeds = { init = [1, 2], data = "init" }
 budget = { steps = 400 }
