@@ -5,6 +5,10 @@ PyTorch operations (and says so). The library has no Python in it: it is loaded 
 """
 
 import hashlib
+import platform
+import shlex
+import subprocess
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -13,6 +17,29 @@ SOURCES = Path("src/assay/engines/addition/csrc")
 
 files = sorted(SOURCES.iterdir(), key=lambda path: path.name)
 digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+def vector_units() -> list[str]:
+    """Compiler options for this machine's vector units, rounded down to a level that has a name.
+
+    Not `-march=native`: whether a CPU has a named level can be asked before the library is used,
+    and the library is refused on one that has not.
+    """
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return []
+    compiler = shlex.split(sysconfig.get_config_var("CXX") or "g++")[0]
+    ask = [compiler, "-march=native", "-dM", "-E", "-x", "c++", "/dev/null"]
+    try:
+        found = set(subprocess.run(ask, capture_output=True, text=True, check=True).stdout.split())
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    if {f"__AVX512{unit}__" for unit in ("F", "BW", "CD", "DQ", "VL")} <= found:
+        return ["-march=x86-64-v4", "-mtune=native"]
+    if {"__AVX2__", "__FMA__", "__BMI2__"} <= found:
+        return ["-march=x86-64-v3", "-mtune=native"]
+    return []
+
+
 kernel = Extension(
     "assay.engines.addition._fused",
     sources=[str(SOURCES / "fused.cpp"), str(SOURCES / "fused_double.cpp")],
@@ -21,12 +48,13 @@ kernel = Extension(
     extra_compile_args=[
         "-std=c++17",
         "-O3",
-        "-march=native",  # refused at load on a machine without these vector units
+        *vector_units(),
         "-ffp-contract=fast",
         "-fno-math-errno",
         "-fno-trapping-math",
         "-Wno-psabi",
         "-Wno-maybe-uninitialized",  # in the compiler's own intrinsics
+        "-Wno-uninitialized",
         "-g0",
     ],
     extra_link_args=["-pthread"],

@@ -10,12 +10,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.polynomial import chebyshev
 from numpy.typing import NDArray
-from scipy.special import erfcx
 
 Array = NDArray[np.float64]
 ROUNDS, NODES = 80, 4000
-REACH = 5.5
-"""Up to where the tail factor of the normal distribution is fitted."""
 
 
 def fit(
@@ -42,18 +39,18 @@ def fit(
 
 
 def main() -> None:
-    """Print both polynomials."""
+    """Print the polynomials."""
     # 2^r for r in [-1/2, 1/2]: divide coefficient k by 2^-k to have it in r instead of t = 2 r.
     fit("2^(t/2)", lambda t: np.exp2(t / 2), lambda t: np.exp2(-t / 2), 6)
 
-    def tail(t: Array) -> Array:
-        return np.asarray(0.5 * erfcx((t + 1) * REACH / 2 / np.sqrt(2)))
+    def ascent(t: Array) -> Array:  # (2^f - 1) / f, so that 2^0 is exactly 1
+        f = (t + 1) / 2
+        return np.asarray(np.expm1(f * np.log(2)) / np.maximum(f, 1e-300))
 
-    def importance(t: Array) -> Array:  # of an error in g: times exp(-x^2/2), and x in GELU
-        x = (t + 1) * REACH / 2
-        return np.asarray(np.exp(-x * x / 2) * np.maximum(1, x) + 1e-6)
-
-    fit("exp(x^2/2) (1 - Phi(x)), t = 2x/5.5 - 1", tail, importance, 10)
+    # 2^f = 1 + f g(2 f - 1) for f in [0, 1]: multiply it out to have it in f.
+    fit(
+        "(2^f - 1) / f, t = 2f - 1", ascent, lambda t: (t + 1) / 2 * np.exp2(-(t + 1) / 2) + 1e-9, 4
+    )
 
 
 if __name__ == "__main__":

@@ -24,6 +24,9 @@ _HERE = Path(__file__).parent
 _MAX_POSITIONS = 40
 _PAIRS_OF_HEAD = 4
 _NORMS = {"none": 0, "layernorm": 1, "rmsnorm": 2}
+_MOST_MADE = 64
+_NO_OPERANDS = 2
+"""A call of the library returns 0, or what was wrong: `Outcome` in csrc/fused.cpp."""
 
 
 class _Problem(ctypes.Structure):
@@ -103,8 +106,20 @@ def unavailable(shape: Shape) -> str:
     )
 
 
-@cache
+_MADE: dict[int, tuple[Shape, _Problem]] = {}
+"""By the identity of the shape: to hash its 33 positions would take longer than the rest of a call."""
+
+
 def _problem(shape: Shape) -> _Problem:
+    found = _MADE.get(id(shape))
+    if found is None:
+        if len(_MADE) >= _MOST_MADE:
+            _MADE.clear()
+        found = _MADE[id(shape)] = shape, _make_problem(shape)  # kept, so that no other has its id
+    return found[1]
+
+
+def _make_problem(shape: Shape) -> _Problem:
     form = shape.format
     made = _Problem(
         vocabulary=form.vocabulary,
@@ -148,16 +163,18 @@ def loss_and_grad(
 
     Raises:
         DataError: An operand is no whole number from 0 to 10^10 - 1.
-        ValueError: Shapes, types or devices do not fit.
+        ValueError: Shapes, types or devices do not fit, or no kernel is compiled for the shape.
     """
     suffix, number = _check(shape, dense_SE, a_SB, b_SB)
     seeds, batch = a_SB.shape
+    if not batch:
+        raise ValueError("the batch is empty: a mean over no examples is no number")
     if dense_SE.shape != (seeds, shape.dense_size):
         raise ValueError(f"dense rows must be {(seeds, shape.dense_size)}: {dense_SE.shape}")
     loss_S = torch.empty(seeds, dtype=torch.float64)
     grad_SE = torch.empty_like(dense_SE)
     library, _ = _load()
-    getattr(library, f"assay_step_{suffix}")(
+    outcome = getattr(library, f"assay_step_{suffix}")(
         byref(_problem(shape)),
         _pointer(dense_SE, number),
         _pointer(a_SB, c_double),
@@ -168,6 +185,7 @@ def loss_and_grad(
         _pointer(loss_S, c_double),
         _pointer(grad_SE, number),
     )
+    _raise_for(outcome, shape, a_SB, b_SB)
     return loss_S, grad_SE
 
 
@@ -184,7 +202,7 @@ def wrong_digits(
     wrong_N = torch.empty(len(a_N), dtype=torch.int32)
     loss = c_double()
     library, _ = _load()
-    getattr(library, f"assay_judge_{suffix}")(
+    outcome = getattr(library, f"assay_judge_{suffix}")(
         byref(_problem(shape)),
         _pointer(dense_E, number),
         _pointer(a_N, c_double),
@@ -194,19 +212,15 @@ def wrong_digits(
         _pointer(wrong_N, c_int32),
         byref(loss),
     )
+    _raise_for(outcome, shape, a_N, b_N)
     return wrong_N, loss.value
 
 
 def _check(shape: Shape, dense: Tensor, a: Tensor, b: Tensor) -> tuple[str, Any]:
-    """The library indexes by digits: nothing else may reach it."""
+    """Types and shapes; the library itself checks the operands, before it indexes by digits."""
     for name, operand in (("a", a), ("b", b)):
         if operand.dtype != torch.float64 or not operand.is_contiguous() or operand.is_cuda:
             raise ValueError(f"{name} must be contiguous float64 on the CPU: {operand.dtype}")
-        if operand.numel() and not (float(operand.amin()) >= 0 and float(operand.amax()) < LIMIT):
-            raise DataError(
-                f"operand {name} must be from 0 to {LIMIT - 1}; got {float(operand.amin())} to "
-                f"{float(operand.amax())}. The model has 10 digit positions an operand, and no sign."
-            )
     if a.shape != b.shape:
         raise ValueError(f"a and b must have one shape: {a.shape}, {b.shape}")
     if not dense.is_contiguous() or dense.is_cuda:
@@ -215,6 +229,19 @@ def _check(shape: Shape, dense: Tensor, a: Tensor, b: Tensor) -> tuple[str, Any]
     if dense.dtype not in kinds:
         raise ValueError(f"dense weights must be float32 or float64: {dense.dtype}")
     return kinds[dense.dtype]
+
+
+def _raise_for(outcome: int, shape: Shape, a: Tensor, b: Tensor) -> None:
+    if outcome == _NO_OPERANDS:
+        for name, operand in (("a", a), ("b", b)):
+            bad = operand[~((operand >= 0) & (operand < LIMIT) & (operand.floor() == operand))]
+            if bad.numel():
+                raise DataError(
+                    f"operand {name} must be from 0 to {LIMIT - 1}, and whole; got "
+                    f"{float(bad[0])}. The model has 10 digit positions an operand, and no sign."
+                )
+    if outcome:
+        raise ValueError(unavailable(shape) or f"the kernel answers {outcome}")
 
 
 def _pointer(tensor: Tensor, kind: Any) -> Any:

@@ -5,6 +5,7 @@
 // on the number of threads.
 #include <atomic>
 #include <memory>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -12,33 +13,41 @@
 
 namespace {
 
+// Does work(item, worker) for every item; workers that do not come to be are missed by nobody.
 template <class Work>
 void spread(int count, int threads, const Work& work) {
-    if (threads <= 1 || count <= 1) {
-        for (int i = 0; i < count; i++) work(i);
-        return;
-    }
     std::atomic<int> next{0};
-    auto loop = [&] {
-        for (int i; (i = next.fetch_add(1)) < count;) work(i);
+    auto loop = [&](int worker) {
+        for (int i; (i = next.fetch_add(1)) < count;) work(i, worker);
     };
     std::vector<std::thread> others;
-    for (int t = 1; t < std::min(threads, count); t++) others.emplace_back(loop);
-    loop();
+    for (int t = 1; t < std::min(threads, count); t++) others.emplace_back(loop, t);
+    loop(0);
     for (auto& other : others) other.join();
 }
 
-// Aligned memory that is kept between calls of one thread: fresh pages cost more than the sums.
-template <class T>
-T* scratch(size_t count) {
-    static thread_local std::unique_ptr<T[], void (*)(void*)> kept(nullptr, std::free);
+// Aligned memory that is kept between calls of one thread, for one purpose: fresh pages cost more
+// than the sums.
+template <class Purpose>
+char* scratch(size_t bytes) {
+    static thread_local std::unique_ptr<char, void (*)(void*)> kept(nullptr, std::free);
     static thread_local size_t size = 0;
-    if (count > size) {
-        kept.reset(static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64)));
-        size = count;
+    if (bytes > size) {
+        kept.reset(static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)));
+        size = bytes;
     }
     return kept.get();
 }
+
+// Results below the smallest normal number become zero: arithmetic with them is a hundred times
+// slower, and a saturated softmax is full of them.
+struct FlushDenormals {
+#if defined(__SSE__)
+    unsigned before = _mm_getcsr();
+    FlushDenormals() { _mm_setcsr(before | 0x8040); }
+    ~FlushDenormals() { _mm_setcsr(before); }
+#endif
+};
 
 template <class T, int D, int H, int W>
 struct Kernel {
@@ -51,24 +60,32 @@ struct Kernel {
     const Problem& p;
     const Offsets at;
     const Cells<N> cells;
-    const int num_rows;  // of one accumulator of cells
+    const size_t keys, queries;  // numbers in the accumulators of cells
 
     explicit Kernel(const Problem& problem)
         : p(problem), at(problem), cells(problem),
-          num_rows(cells.start[problem.num_positions] * N) {}
+          keys(size_t(cells.start[p.num_positions]) * N * FEATURES),
+          queries(keys - size_t(cells.start[p.num_positions - p.num_rows]) * N * FEATURES) {}
+
+    // Of one thread. A Group needs no destructor.
+    struct Memory {
+        alignas(Groups) char group[sizeof(Groups)];
+        typename Groups::Gradients gradients;
+    };
 
     // Size of a tile's result: [key | value] by cell, [query | x] by cell, dense row, loss.
-    size_t partial() const { return size_t(2 * num_rows) * FEATURES + (at.size + 1 + 15) / 16 * 16; }
+    size_t partial() const { return keys + queries + (at.size + 1 + 15) / 16 * 16; }
 
     void tile(const T* w, const Tables& table, const double* a, const double* b, int count,
-              T* out) const {
-        auto group = std::make_unique<Groups>(p, at, cells, w, table);
-        auto g = std::make_unique<typename Groups::Gradients>();
+              Memory& memory, T* out) const {
+        const FlushDenormals flush;
+        auto* group = new (&memory.group) Groups(p, at, cells, w, table);
+        auto* g = &memory.gradients;
         g->clear(p.hidden, p.vocabulary);
         std::memset(out, 0, partial() * sizeof(T));
         g->kv = out;
-        g->qx = out + size_t(num_rows) * FEATURES;
-        T* dense = out + size_t(2 * num_rows) * FEATURES;
+        g->qx = out + keys;
+        T* dense = out + keys + queries;
         group->loss_sum = V{};
         group->loss_product = fill<V>(1);
         T loss = 0;
@@ -100,18 +117,18 @@ struct Kernel {
     }
 
     // Add the tiles of one seed in order, and go on to the embeddings.
-    void reduce(const T* w, Tables& table, const T* parts, int tiles, int batch, double* loss,
+    void reduce(const T* w, Tables& table, T* parts, int tiles, int batch, double* loss,
                 T* grad) const {
         const size_t size = partial();
-        std::vector<T> whole(parts, parts + size);
-        double total = parts[size_t(2 * num_rows) * FEATURES + at.size];
+        T* whole = parts;
+        double total = parts[keys + queries + at.size];
         for (int tile = 1; tile < tiles; tile++) {
             const T* part = parts + tile * size;
             for (size_t i = 0; i < size; i++) whole[i] += part[i];
-            total += part[size_t(2 * num_rows) * FEATURES + at.size];
+            total += part[keys + queries + at.size];
         }
-        T* dense = whole.data() + size_t(2 * num_rows) * FEATURES;
-        table.backward(w, dense, whole.data(), whole.data() + size_t(num_rows) * FEATURES);
+        T* dense = whole + keys + queries;
+        table.backward(w, dense, whole, whole + keys);
         const double examples = double(batch) * p.num_rows;
         for (int i = 0; i < at.size; i++) grad[i] = T(dense[i] / examples);
         *loss = total / examples;
@@ -122,17 +139,18 @@ struct Kernel {
         const int tiles = (batch + TILE - 1) / TILE;
         // As many seeds together as keep every thread busy, and no more: buffers stay small.
         const int chunk = std::min(seeds, std::max(1, 2 * threads));
-        T* parts = scratch<T>(partial() * tiles * chunk);
+        T* parts = reinterpret_cast<T*>(scratch<T>(partial() * tiles * chunk * sizeof(T)));
+        auto* memory = reinterpret_cast<Memory*>(scratch<Kernel>(threads * sizeof(Memory)));
         std::vector<std::unique_ptr<Tables>> tables(chunk);
         for (auto& table : tables) table = std::make_unique<Tables>(p, at, cells);
         for (int s0 = 0; s0 < seeds; s0 += chunk) {
             const int now = std::min(chunk, seeds - s0);
             for (int s = 0; s < now; s++) tables[s]->forward(dense + size_t(s0 + s) * at.size);
-            spread(now * tiles, threads, [&](int item) {
+            spread(now * tiles, threads, [&](int item, int worker) {
                 const int s = item / tiles, t = item % tiles;
                 const size_t from = size_t(s0 + s) * batch + size_t(t) * TILE;
                 tile(dense + size_t(s0 + s) * at.size, *tables[s], a + from, b + from,
-                     std::min(TILE, batch - t * TILE), parts + item * partial());
+                     std::min(TILE, batch - t * TILE), memory[worker], parts + item * partial());
             });
             for (int s = 0; s < now; s++)
                 reduce(dense + size_t(s0 + s) * at.size, *tables[s], parts + s * tiles * partial(),
@@ -146,8 +164,10 @@ struct Kernel {
         table.forward(dense);
         const int block = 1024, blocks = (count + block - 1) / block;
         std::vector<double> sums(blocks);
-        spread(blocks, threads, [&](int item) {
-            auto group = std::make_unique<Groups>(p, at, cells, dense, table);
+        auto* memory = reinterpret_cast<Memory*>(scratch<Kernel>(threads * sizeof(Memory)));
+        spread(blocks, threads, [&](int item, int worker) {
+            const FlushDenormals flush;
+            auto* group = new (&memory[worker].group) Groups(p, at, cells, dense, table);
             const int end = std::min(count, (item + 1) * block);
             group->loss_product = fill<V>(1);
             for (int begin = item * block; begin < end; begin += N) {
@@ -167,10 +187,24 @@ struct Kernel {
     }
 };
 
+// Whether all operands are whole numbers of ten digits: tables are read at their digits.
+bool are_operands(const double* x, size_t count) {
+    int wrong = 0;
+    for (size_t i = 0; i < count; i++)
+        wrong |= !(x[i] >= 0) | !(x[i] < 1e10) | (std::floor(x[i]) != x[i]);
+    return !wrong;
+}
+
+// What a call returns.
+enum Outcome { DONE, NO_KERNEL, NO_OPERANDS };
+
 // Calls `use` with the kernel compiled for the shape; false if there is none.
 template <class T, class Use>
 bool with_kernel(const Problem& p, const Use& use) {
     const int d = p.width, h = p.heads, w = p.head_width;
+    if (p.num_rows > MAX_ROWS || p.num_rows > p.num_positions || p.hidden > MAX_HIDDEN ||
+        p.num_positions > MAX_POSITIONS || p.vocabulary > MAX_VOCABULARY)
+        return false;
 #define SHAPE(D, H, W)                                   \
     if (d == D && h == H && w == W) {                    \
         use(Kernel<T, D, H, W>(p));                      \
@@ -188,15 +222,20 @@ extern "C" {
 #define ENTRY(T, SUFFIX)                                                                          \
     int assay_step_##SUFFIX(const Problem* p, const T* dense, const double* a, const double* b,   \
                             int seeds, int batch, int threads, double* loss, T* grad) {           \
-        return with_kernel<T>(*p, [&](const auto& kernel) {                                       \
-            kernel.step(dense, a, b, seeds, batch, threads, loss, grad);                          \
+        const size_t count = size_t(seeds) * batch;                                               \
+        if (!are_operands(a, count) || !are_operands(b, count)) return NO_OPERANDS;               \
+        const bool known = with_kernel<T>(*p, [&](const auto& kernel) {                           \
+            kernel.step(dense, a, b, seeds, batch, std::max(threads, 1), loss, grad);             \
         });                                                                                       \
+        return known ? DONE : NO_KERNEL;                                                          \
     }                                                                                             \
     int assay_judge_##SUFFIX(const Problem* p, const T* dense, const double* a, const double* b,  \
                              int count, int threads, int32_t* wrong, double* loss) {              \
-        return with_kernel<T>(*p, [&](const auto& kernel) {                                       \
-            kernel.judge(dense, a, b, count, threads, wrong, loss);                               \
+        if (!are_operands(a, count) || !are_operands(b, count)) return NO_OPERANDS;               \
+        const bool known = with_kernel<T>(*p, [&](const auto& kernel) {                           \
+            kernel.judge(dense, a, b, count, std::max(threads, 1), wrong, loss);                  \
         });                                                                                       \
+        return known ? DONE : NO_KERNEL;                                                          \
     }
 
 #ifdef NUMBER_IS_DOUBLE
@@ -216,14 +255,23 @@ int assay_supports(const Problem* p) {
 
 const char* assay_sources() { return SOURCES; }
 
-// The vector units that this file was compiled for; empty if the machine lacks one of them.
+// The vector units that this file was compiled for; empty if the machine lacks one of them. Made
+// for any x86-64, as it runs before that is known.
+#if defined(__x86_64__)
+__attribute__((target("arch=x86-64")))
+#endif
 const char* assay_vector_units() {
+#if defined(__AVX2__)
+    bool here = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
 #if defined(__AVX512F__)
-    const bool here = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+    here = here && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512cd");
     return here ? "avx512" : "";
-#elif defined(__AVX2__)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? "avx2" : "";
+#else
+    return here ? "avx2" : "";
+#endif
 #else
     return "baseline";
 #endif

@@ -3,10 +3,11 @@
 #include <cstdint>
 
 constexpr int MAX_POSITIONS = 40;
+constexpr int MAX_ROWS = 12;  // supervised; a multiple of ROWS
 constexpr int MAX_VOCABULARY = 128;
 constexpr int MAX_HIDDEN = 64;
 constexpr int FEATURES = 16;  // numbers in an accumulator row of a cell: [key | value], [query | x]
-constexpr int ROWS = 4;       // supervised rows that are worked on together
+constexpr int ROWS = 3;       // rows (or positions) of 8 features that fit in the registers
 constexpr int TILE = 128;     // examples whose gradients are added up in one buffer
 
 enum Kind { CONSTANT, DIGIT_A, DIGIT_B, DIGIT_SUM, PAIR };

@@ -46,14 +46,16 @@ struct Table {
                 shape_head(w + at.head_norm + W, t, T(1), row.raw_key, row.key, row.key_inverse);
                 if (!has_query(t)) continue;
                 project(w + at.query, w + at.query_bias, row.normed, row.raw_query);
-                shape_head(w + at.head_norm, t, T(p.scale), row.raw_query, row.query,
-                           row.query_inverse);
+                shape_head(w + at.head_norm, t, T(p.scale * LOG2_E), row.raw_query, row.query,
+                           row.query_inverse);  // so that scores are powers of two
             }
         }
     }
 
     // From gradients by cell ([key | value] and [query | x] rows of 16) to those of the weights.
-    void backward(const T* w, T* g, const T* kv, const T* qx) {
+    void backward(const T* w, T* g, const T* kv, const T* from_first_row) {
+        const int first_row = p.num_positions - p.num_rows;
+        const T* qx = from_first_row - size_t(cells.start[first_row]) * N * FEATURES;
         V d_norm_w[D] = {}, d_norm_b[D] = {}, d_head_w[2][W] = {};
         V d_query[(D + 1) * INNER] = {}, d_key[(D + 1) * INNER] = {}, d_value[(D + 1) * INNER] = {};
         for (int t = 0; t < p.num_positions; t++) {
@@ -64,7 +66,8 @@ struct Table {
                 read(kv + v * N * FEATURES, 0, INNER, d_k);
                 read(kv + v * N * FEATURES, INNER, INNER, d_v);
                 project_backward(w + at.value, row.normed, d_v, d_normed, d_value);
-                shape_head_backward(w + at.head_norm + W, t, T(1), row.raw_key, row.key_inverse,
+                // Gradients of scores arrive without the factor ln 2 that goes with powers of two.
+                shape_head_backward(w + at.head_norm + W, t, T(LN_2), row.raw_key, row.key_inverse,
                                     d_k, raw, d_head_w[1]);
                 project_backward(w + at.key, row.normed, raw, d_normed, d_key);
                 if (has_query(t)) {
