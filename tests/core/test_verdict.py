@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 from lab import STUDY, Project, edit, edit_json, run_id
 
@@ -292,7 +294,10 @@ def test_headline_counts_in_order():
 
     def verdict(*names):
         return StudyVerdict(
-            study=None, selection=None, contract=None, judgements=tuple(map(J, names))
+            study=SimpleNamespace(at_scale=""),
+            selection=None,
+            contract=None,
+            judgements=tuple(map(J, names)),
         )
 
     mixed = verdict("INVALID", "PASS", "FAIL", "PASS")

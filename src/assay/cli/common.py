@@ -14,8 +14,9 @@ from assay.core.config import unknown_key
 from assay.core.errors import StudyError
 from assay.core.index import Index
 from assay.core.ledger import Event, read_ledger
+from assay.core.plan import expand
 from assay.core.settings import Settings
-from assay.core.study import Study, load_study
+from assay.core.study import Study, choose, load_scales, scaled_id
 
 UNLIMITED = 10_000
 
@@ -46,28 +47,32 @@ def open_index(settings: Settings, study: str | None = None) -> Iterator[Index]:
 
 
 def study_paths(settings: Settings) -> dict[str, Path]:
-    """Id → file, for every study file of the project that can be parsed.
+    """Id → file, for every study file of the project that can be parsed, at each of its scales.
 
     Raises:
-        StudyError: Two files have one id.
+        StudyError: Two files have one id, or the id of one is another's at a scale.
     """
     found: dict[str, Path] = {}
     for path in _study_files(settings):
         try:
-            name = str(tomllib.loads(path.read_text("utf-8"))["study"]["id"])
+            raw = tomllib.loads(path.read_text("utf-8"))
+            study, scales = str(raw["study"]["id"]), raw.get("scales", {})
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        if name in found:
-            raise StudyError(
-                f"A study's id must be one file's; '{name}' is the id of {found[name]} and of "
-                f"{path}. Their runs would be mixed: change the id in one of them."
-            )
-        found[name] = path
+        for scale in ("", *(scales if isinstance(scales, dict) else ())):
+            name = scaled_id(study, scale)
+            if name in found:
+                raise StudyError(
+                    f"A study's id must be one file's, at one scale; '{name}' is the id of "
+                    f"{found[name]} and of {path}{f' at scale {scale}' if scale else ''}. Their "
+                    "runs would be mixed: change the id in one of them, or the name of the scale."
+                )
+            found[name] = path
     return found
 
 
 def load_studies(settings: Settings) -> list[Study]:
-    """Every study of the project, by id.
+    """Every study of the project, by id; each at all its scales.
 
     Raises:
         StudyError: A file breaks a rule: a log without its study would look complete.
@@ -75,22 +80,43 @@ def load_studies(settings: Settings) -> list[Study]:
     paths = study_paths(settings)
     # Files without an id are named by the error of reading them.
     unnamed = [path for path in _study_files(settings) if path not in paths.values()]
-    return [load_study(path) for path in (*paths.values(), *unnamed)]
+    files = dict.fromkeys((*paths.values(), *unnamed))
+    return [study for path in files for study in _read_study(path).values()]
 
 
-def open_study(name: str, settings: Settings) -> Study:
-    """A study by the path of its file or by its id.
+def open_study(name: str, settings: Settings, scale: str | None = None) -> Study:
+    """A study by the path of its file or by its id, which may be that of a scale (`d8.full`).
 
     Raises:
-        StudyError: No such file or id, or the file breaks a rule.
+        StudyError: No such file, id or scale, or the file breaks a rule at any of its scales.
     """
     path = Path(name)
     if path.suffix == ".toml":
-        return load_study(path)
-    known = study_paths(settings)
-    if name not in known:
-        raise StudyError(unknown_study(name, sorted(known), settings))
-    return load_study(known[name])
+        found = _read_study(path)
+        study = found[""]
+    else:
+        known = study_paths(settings)
+        if name not in known:
+            raise StudyError(unknown_study(name, sorted(known), settings))
+        found = _read_study(known[name])
+        study = next(study for study in found.values() if study.id == name)
+    if scale is not None:
+        if study.scale:
+            raise StudyError(f"'{name}' is a study at the scale {study.scale}: leave out --scale.")
+        study = choose(found, scale)
+    if path.suffix == ".toml" and "." in study.id:
+        # By an id this is seen when it is looked up; without a dot it is no scale's.
+        study_paths(settings)
+    return study
+
+
+def _read_study(path: Path) -> dict[str, Study]:
+    """A file at all its scales, of which each can be planned: none breaks when it is needed."""
+    found = load_scales(path)
+    for scale, study in found.items():
+        if scale:
+            expand(study)
+    return found
 
 
 def unknown_study(name: str, known: list[str], settings: Settings) -> str:

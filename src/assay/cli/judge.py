@@ -37,6 +37,7 @@ def verdict(study: str, *, json: bool = False) -> None:
         print_json(
             {
                 "study": loaded.id,
+                "scale": loaded.at_scale or None,
                 "judgements": [asdict(j) for j in result.judgements],
                 "findings": [asdict(f) for f in result.contract.findings],
             }

@@ -42,6 +42,7 @@ def run(
     again: bool = False,
     jobs: int | None = None,
     device: str = "cpu",
+    scale: str | None = None,
     name: str | None = None,
     collect: Annotated[Collect, Parameter(name="*")] = NOTHING,
 ) -> None:
@@ -57,13 +58,15 @@ def run(
         again: Compute every run once more; the newer one counts, the older one stays.
         jobs: Cohorts at a time; by default one a CPU core.
         device: Where engines compute.
+        scale: Run the study at this scale of its file, [scales.NAME]: a study of its own, ID.NAME.
         name: For a program: the arm it is filed under, by default its name.
         collect: For a program: where it leaves its numbers.
     """
     settings = Settings.from_environment()
     is_program = command[:1] == (PROGRAM,)
     _check_options(is_program=is_program, for_study={"dry-run": dry_run, "again": again,
-                   "jobs": jobs is not None, "device": device != "cpu"},
+                   "jobs": jobs is not None, "device": device != "cpu",
+                   "scale": scale is not None},
                    for_program={"name": name is not None, "csv": collect.csv is not None,
                    "summary": collect.summary is not None, "stdout": collect.stdout is not None,
                    "tensorboard": collect.tensorboard is not None, "rename": collect.rename})  # fmt: skip
@@ -72,7 +75,7 @@ def run(
     elif len(command) == 1 and not is_program:
         if jobs is not None and jobs < 1:
             raise LaunchError(f"--jobs must be at least 1; got {jobs}. One a CPU core is usual.")
-        study = open_study(command[0], settings)
+        study = open_study(command[0], settings, scale)
         run_study(study, settings, dry_run=dry_run, again=again, jobs=jobs, device=device)
     else:
         given = f"; got {' '.join(command)!r}" if command and not is_program else ""
@@ -158,6 +161,8 @@ def show_plan(
     """Print what there is to do, and what it will cost where earlier runs tell."""
     planned = len(found.done) + len(found.pending)
     console.print(Text.assemble((study.id, "bold"), f": {study.table.question}"))
+    if study.at_scale:
+        console.print(study.at_scale)
     table = Table(box=None, pad_edge=False)
     for column in ("arm", "cells", "runs", "done", "to do", "goes on from"):
         table.add_column(column)

@@ -3,9 +3,11 @@
 import difflib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
+from datetime import date, datetime, time
 from typing import Any, TypeVar
 
 import msgspec
@@ -98,6 +100,43 @@ def digest(value: Any) -> str:
 def digest_text(text: str) -> str:
     """SHA-256 (hex) of a text in UTF-8."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_plain(value: Any, where: str, *, finite: bool) -> None:
+    """Refuse what JSON has no word for: it could be neither compared nor recorded.
+
+    Raises:
+        ConfigError: A date or time; or, with `finite`, NaN or an infinity.
+    """
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            check_plain(item, f"{where} {key}", finite=finite)
+    elif isinstance(value, list):
+        for item in value:
+            check_plain(item, where, finite=finite)
+    elif isinstance(value, datetime | date | time):
+        raise ConfigError(
+            f'{where}: must not be a date or time; got {value}. Write it as "{value}".'
+        )
+    elif finite and isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where}: must be a finite number; got {value}.")
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Later layers win; a dotted key sets a value inside a nested table."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for name, value in layer.items():
+            target = merged
+            *parents, last = name.split(".")
+            for parent in parents:
+                inner = target.get(parent)
+                target[parent] = dict(inner) if isinstance(inner, Mapping) else {}
+                target = target[parent]
+            if isinstance(value, Mapping) and isinstance(target.get(last), Mapping):
+                value = merge(target[last], value)
+            target[last] = value
+    return merged
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

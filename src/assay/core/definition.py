@@ -1,16 +1,17 @@
-"""What a study is, once its file is read and checked: study, arms, claims, reported values.
+"""What a study is, once its file is read and checked: study, scales, arms, claims, reported values.
 
 `assay.core.study` reads the file.
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from assay.core.config import build, merge, unknown_key
 from assay.core.engine import Engine, Metric, Task
-from assay.core.errors import ConfigError
+from assay.core.errors import ConfigError, StudyError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 PHASES = ("debug", "pilot", "frozen")
@@ -99,6 +100,25 @@ class Collect:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """A `[scales.NAME]` table: what is larger (or smaller) than in the study, and nothing else."""
+
+    says: str
+    """The scale in words; verdicts are told with it."""
+    seeds: dict[str, int | str | list[int]] | None = None
+    """Instead of those of `[study]`."""
+    budget: dict[str, float | int] = field(default_factory=dict)
+    """Merged into that of `[study]`."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Merged into `[config]`."""
+    grid: dict[str, Any] | None = None
+    """Instead of `[grid]`."""
+
+    def __post_init__(self) -> None:
+        _check_sentence("says", self.says)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StudyTable:
     """The `[study]` table as written."""
 
@@ -112,8 +132,11 @@ class StudyTable:
     seeds: dict[str, int | str | list[int]]
     budget: dict[str, float | int] = field(default_factory=dict)
     phase: str = "pilot"
+    scale: str | None = None
 
     def __post_init__(self) -> None:
+        if self.scale is not None:
+            _check_sentence("scale", self.scale)
         if not NAME.fullmatch(self.id):
             raise ConfigError(
                 f"id must be letters, digits, '.', '_' or '-' (at most 80); got {self.id!r}."
@@ -145,6 +168,8 @@ class Study:
         metrics: Known metric names with their definitions (from the task, or `[metrics]`).
         path: The file.
         digest: Identity of everything that decides runs and verdicts.
+        scale: Name of the scale that it is read at; "" for the file as it is.
+        scales: All scales of the file: name → sentence.
     """
 
     table: StudyTable
@@ -162,6 +187,8 @@ class Study:
     digest: str
     engine: Engine | None = None
     task: Task | None = None
+    scale: str = ""
+    scales: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -172,6 +199,91 @@ class Study:
     def baseline(self) -> str:
         """The arm that others are compared with: the declared one, else the first."""
         return self.table.baseline or next(iter(self.arms))
+
+    @property
+    def file(self) -> str:
+        """The file, and the scale in it, for messages."""
+        return file_at(self.path.name, self.scale)
+
+    @property
+    def at_scale(self) -> str:
+        """At which scale its verdicts are reached; "" where the file knows no scales."""
+        if self.scale:
+            return f"scale {self.scale}: {self.table.scale}"
+        if self.table.scale is None and not self.scales:
+            return ""
+        return f"scale: {self.table.scale or 'the base of its file'}"
+
+
+def file_at(file: str, scale: str) -> str:
+    """A study file at one of its scales, for messages."""
+    return f"{file} [scales.{scale}]" if scale else file
+
+
+def scaled_id(study: str, scale: str) -> str:
+    """The id of a study at a scale: it is a study of its own."""
+    return f"{study}.{scale}" if scale else study
+
+
+def choose(found: Mapping[str, Study], scale: str) -> Study:
+    """One of the scales of a file (`load_scales`); an empty name, as of an unset variable, is none.
+
+    Raises:
+        StudyError: It has no such scale; told with those that it has.
+    """
+    if not scale or scale not in found:
+        listed = ", ".join(name for name in found if name)
+        raise StudyError(
+            f"{found[''].file}: there is no scale '{scale}'. "
+            + (f"Scales: {listed}." if listed else "The file has no [scales.NAME] table.")
+        )
+    return found[scale]
+
+
+def at_scale(raw: Mapping[str, Any], name: str, values: Any, file: str) -> dict[str, Any]:
+    """The tables of a checked study file, with those of a scale laid over them.
+
+    Raises:
+        ConfigError: The scale holds another thing than a scale may, or changes nothing.
+    """
+    where = file_at(file, name)
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"{where}: a scale's name is letters, digits, '.', '_' or '-' (at most 80)."
+        )
+    if not isinstance(values, Mapping):
+        raise ConfigError(f'{where}: must be a table such as {{ says = "…" }}; got {values!r}.')
+    known = [f.name for f in fields(Scale)]
+    for key in values:
+        if key not in known:
+            raise ConfigError(
+                f"{where}: {unknown_key(key, known)} A scale holds {', '.join(known)}; all else is "
+                "the same at every scale, or it is another study, in a file of its own."
+            )
+    scale = build(Scale, values, where=where)
+    table, config, grid = raw["study"], raw.get("config", {}), raw.get("grid", {})
+    changed: dict[str, Any] = {
+        "seeds": table.get("seeds", {}) if scale.seeds is None else scale.seeds,
+        "budget": merge(table.get("budget", {}), scale.budget),
+        "config": merge(config, scale.config),
+        "grid": grid if scale.grid is None else scale.grid,
+    }
+    same = {"seeds": table.get("seeds", {}), "budget": merge(table.get("budget", {})),
+            "config": merge(config), "grid": grid}  # fmt: skip
+    if changed == same:
+        raise ConfigError(
+            f"{where}: changes nothing: its runs would be the study's own, under another name. "
+            "Give it other seeds, budget, config or grid, or remove it."
+        )
+    larger = {"id": scaled_id(table["id"], name), "scale": scale.says}
+    larger |= {key: changed[key] for key in ("seeds", "budget")}
+    tables = {"study": {**table, **larger}, "config": changed["config"], "grid": changed["grid"]}
+    return {**raw, **tables}
+
+
+def _check_sentence(key: str, text: str) -> None:
+    if not text.strip() or "\n" in text.strip():
+        raise ConfigError(f"{key} must be a sentence, on one line; got {text!r}.")
 
 
 def under(name: str, factor: str) -> bool:

@@ -123,7 +123,7 @@ def freeze(
         StudyError: No clean commit, no claims, nothing changed since the last freeze, or a
             criterion that passes too often on the baseline itself. Nothing is recorded.
     """
-    where = study.path.name
+    where = study.file
     if not study.claims:
         raise StudyError(
             f"{where}: has no claims, so there is nothing to freeze. Add [claims.NAME]."

@@ -103,7 +103,7 @@ def write_log(
             continue
         if not there:
             _refuse_torn(study.id, old)
-            headlines[study.id] = (study.table.question, "no runs yet")
+            headlines |= _not_run(study)
             continue
         result = judge_study(study, index, events)
         draw_or_name = draw or partial(_recorded, root=settings.root, old=old)
@@ -122,6 +122,11 @@ def write_log(
         kept=tuple(kept),
         gone=tuple(gone),
     )
+
+
+def _not_run(study: Study) -> dict[str, tuple[str, str]]:
+    """A study without runs is listed; at a further scale of its file it is not told at all."""
+    return {} if study.scale else {study.id: (study.table.question, "no runs yet")}
 
 
 def _refuse_torn(name: str, old: str) -> None:
@@ -293,5 +298,5 @@ def _wrap(name: str, body: str) -> str:
 def _overview(headlines: Mapping[str, tuple[str, str]]) -> str:
     lines = ["| study | question | verdict |", "| --- | --- | --- |"]
     for name, (question, verdict) in headlines.items():
-        lines.append(f"| {name} | {question.replace('|', '/')} | {verdict} |")
+        lines.append(f"| {name} | {question.replace('|', '/')} | {verdict.replace('|', '/')} |")
     return "\n".join(lines) + "\n"

@@ -13,7 +13,16 @@ from typing import Any
 
 import msgspec
 
-from assay.core.config import build, canonical, digest, digest_text, flatten, to_plain, unknown_key
+from assay.core.config import (
+    build,
+    canonical,
+    digest,
+    digest_text,
+    flatten,
+    merge,
+    to_plain,
+    unknown_key,
+)
 from assay.core.errors import ConfigError, StudyError
 from assay.core.study import Arm, Study
 
@@ -87,7 +96,7 @@ def _check_different(study: Study, runs: Sequence[PlannedRun]) -> None:
         if twin is not run:
             a, b = (f"arm '{r.arm}', cell {r.cell_label}, seed {r.seed_label}" for r in (twin, run))
             raise StudyError(
-                f"{study.path.name}: two runs ask for the same computation: {a}; and {b}. What "
+                f"{study.file}: two runs ask for the same computation: {a}; and {b}. What "
                 "sets them apart is a default, or does not reach the configuration or command; "
                 "give it another value, or remove one."
             )
@@ -141,8 +150,8 @@ def _plan_cell(
 
     Seeds come with their label and their canonical text.
     """
-    where = f"{study.path.name}, arm '{arm.name}'"
-    values = _merge(study.config, cell, arm.settings, study.table.budget)
+    where = f"{study.file}, arm '{arm.name}'"
+    values = merge(study.config, cell, arm.settings, study.table.budget)
     resolved, typed = _resolve(study, arm, values, where)
     env = {**study.environment, **arm.env}
     stackable = study.task.stackable if study.task else frozenset()
@@ -190,23 +199,6 @@ def _resolve(
     except ConfigError as error:
         raise StudyError(str(error)) from error
     return to_plain(typed), typed
-
-
-def _merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Later layers win; a dotted key sets a value inside a nested table."""
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        for name, value in layer.items():
-            target = merged
-            *parents, last = name.split(".")
-            for parent in parents:
-                inner = target.get(parent)
-                target[parent] = dict(inner) if isinstance(inner, Mapping) else {}
-                target = target[parent]
-            if isinstance(value, Mapping) and isinstance(target.get(last), Mapping):
-                value = _merge(target[last], value)
-            target[last] = value
-    return merged
 
 
 def _command(

@@ -143,7 +143,8 @@ def _setup(study: Study, selection: Selection) -> str:
     }
     what = f"engine `{study.table.engine}`" if study.table.engine else "command"
     lines = [
-        f"- Computed by: {what}; factor: {', '.join(f'`{f}`' for f in study.factor) or 'none'}"
+        *_scale(study),
+        f"- Computed by: {what}; factor: {', '.join(f'`{f}`' for f in study.factor) or 'none'}",
     ]
     for arm, settings in study.arms.items():
         listed = ", ".join(f"`{k} = {_text(v)}`" for k, v in flatten(settings.settings).items())
@@ -159,6 +160,15 @@ def _setup(study: Study, selection: Selection) -> str:
     listed = ", ".join(f"`{k} = {_text(v)}`" for k, v in constant.items())
     lines.append(f"- Constant: {listed or 'nothing'}")
     return "\n".join(lines) + "\n"
+
+
+def _scale(study: Study) -> Iterator[str]:
+    """At which scale the section is, and which others its file has."""
+    if study.at_scale:
+        others = {name: says for name, says in study.scales.items() if name != study.scale}
+        listed = ", ".join(f"`{name}` ({says})" for name, says in others.items())
+        more = f"; further scales in its file: {listed}" if listed else ""
+        yield f"- {study.at_scale[:1].upper()}{study.at_scale[1:]}{more}"
 
 
 def _seeds(value: tuple[int, ...] | str) -> str:
@@ -362,7 +372,7 @@ def _commands(study: Study) -> str:
     frozen = any(claim.phase == "frozen" for claim in study.claims.values())
     lines = [
         *([f"assay freeze {study.id}"] if frozen else []),
-        f"assay run {name}",
+        f"assay run {name}" + (f" --scale {study.scale}" if study.scale else ""),
         f"assay table {study.id} --seeds",
         f"assay verdict {study.id}",
         "assay log",

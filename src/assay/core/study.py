@@ -7,14 +7,13 @@ file is found here, once, for whoever uses the study; only what a task's configu
 found by the plan.
 """
 
-import math
 import tomllib
 from collections.abc import Mapping
-from datetime import date, datetime, time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from assay.core.config import build, digest, flatten
+from assay.core.config import build, check_plain, digest, flatten
 from assay.core.criterion import check, same
 from assay.core.definition import (
     NAME,
@@ -25,6 +24,10 @@ from assay.core.definition import (
     Reported,
     Study,
     StudyTable,
+    at_scale,
+    choose,
+    file_at,
+    scaled_id,
     under,
 )
 from assay.core.engine import Metric, Task
@@ -40,21 +43,38 @@ __all__ = [
     "Reported",
     "Study",
     "StudyTable",
+    "choose",
+    "load_scales",
     "load_study",
+    "scaled_id",
     "under",
 ]
 
 TABLES = ("study", "config", "grid", "arms", "claims", "reported", "environment", "collect",
-          "metrics")  # fmt: skip
+          "metrics", "scales")  # fmt: skip
 GOALS = ("max", "min", "none")
 
 
-def load_study(path: Path) -> Study:
-    """Read and check a study file, its criteria included.
+def load_study(path: Path, scale: str = "") -> Study:
+    """Read and check a study file, its criteria and its scales included.
+
+    Args:
+        path: The file.
+        scale: At which of its scales; "" for the file as it is.
 
     Raises:
         StudyError: Anything that would make its runs or verdicts meaningless, with file, table,
-            key, rule, value, and the way out.
+            key, rule, value, and the way out; or no such scale.
+    """
+    found = load_scales(path)
+    return choose(found, scale) if scale else found[""]
+
+
+def load_scales(path: Path) -> dict[str, Study]:
+    """A study file at every scale: "" as it is, then each `[scales.NAME]`, all checked.
+
+    Raises:
+        StudyError: As `load_study`.
     """
     raw = _read(path)
     file = path.name
@@ -64,13 +84,20 @@ def load_study(path: Path) -> Study:
         kind, shape = (list, "[[reported]] entries") if key == "reported" else (Mapping, "a table")
         if not isinstance(value, kind):
             raise StudyError(f"{file}: [{key}] must be {shape}; got {value!r}.")
-        _check_plain(value, f"{file} [{key}]", finite=key != "reported")
+    scales = raw.pop("scales", {})
     try:
-        return _check(raw, path, file)
+        for key, value in (*raw.items(), ("scales", scales)):
+            check_plain(value, f"{file} [{key}]", finite=key != "reported")
+        base = _check(raw, path, file)
+        larger = {name: at_scale(raw, name, values, file) for name, values in scales.items()}
+        says = {name: tables["study"]["scale"] for name, tables in larger.items()}
+        found = {name: _check(larger[name], path, file_at(file, name)) for name in larger}
     except StudyError:
         raise
     except ConfigError as error:
         raise StudyError(str(error)) from error
+    named = {name: replace(study, scale=name, scales=says) for name, study in found.items()}
+    return {"": replace(base, scales=says), **named}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -87,22 +114,6 @@ def _read(path: Path) -> dict[str, Any]:
         ) from error
     except tomllib.TOMLDecodeError as error:
         raise StudyError(f"{path}: is not valid TOML: {error}. See https://toml.io.") from error
-
-
-def _check_plain(value: Any, where: str, *, finite: bool) -> None:
-    """Refuse what JSON has no word for: it could be neither compared nor recorded."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            _check_plain(item, f"{where} {key}", finite=finite)
-    elif isinstance(value, list):
-        for item in value:
-            _check_plain(item, where, finite=finite)
-    elif isinstance(value, datetime | date | time):
-        raise StudyError(
-            f'{where}: must not be a date or time; got {value}. Write it as "{value}".'
-        )
-    elif finite and isinstance(value, float) and not math.isfinite(value):
-        raise StudyError(f"{where}: must be a finite number; got {value}.")
 
 
 def _check(raw: dict[str, Any], path: Path, file: str) -> Study:

@@ -33,12 +33,13 @@ class StudyVerdict:
 
     @property
     def headline(self) -> str:
-        """The verdicts in few words, for a heading: "PASS 2, INCONCLUSIVE 1"."""
+        """The verdicts in few words, and their scale, for a heading: "PASS 2, INCONCLUSIVE 1"."""
+        at = f" ({self.study.at_scale})" if self.study.at_scale else ""
         if not self.judgements:
-            return "no claims"
+            return f"no claims{at}"
         order = ("PASS", "FAIL", "INCONCLUSIVE", "INVALID", "UNTESTED")
         counts = {v: sum(j.verdict == v for j in self.judgements) for v in order}
-        return ", ".join(f"{v} {n}" for v, n in counts.items() if n)
+        return ", ".join(f"{v} {n}" for v, n in counts.items() if n) + at
 
     @property
     def exit_code(self) -> int:
