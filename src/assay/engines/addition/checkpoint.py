@@ -160,27 +160,43 @@ def _released(path: Path) -> Model:
             f"model_config; reading it safely failed ({type(error).__name__}). It is not a "
             "released checkpoint of the public trainers, or it is damaged."
         ) from error
-    head = state.pop("lm_head.weight", None)
-    if head is not None and not torch.equal(head, state["token_emb.weight"]):
-        raise CheckpointError(
-            f"{path}: lm_head.weight must equal token_emb.weight; it does not. Only tied heads are "
-            "supported."
-        )
+    _check_released(path, state, config)
+    state.pop("lm_head.weight", None)
     for name, tensor in state.items():  # nn.Linear keeps [out, in]
         if name.endswith(("qkv.weight", "proj.weight", "fc1.weight", "fc2.weight")):
-            state[name] = tensor.t()
-    shape = ("n_layer", "n_head", "vocab_size")
-    if (config.get("n_layer", 1), config.get("n_head", 1), config.get("vocab_size", 14)) != (
-        1,
-        1,
-        14,
-    ):
-        raise CheckpointError(
-            f"{path}: one layer, one head and 14 tokens are supported; got "
-            f"{ {k: config.get(k) for k in shape} }."
-        )
+            state[name] = tensor.t() if tensor.ndim == 2 else tensor
     names = ("d_model", "d_ff", "pos_rank", "qkv_rank", "attn_out_rank", "ffn_rank", "tie_qkv")
     ours = {name: config[name] for name in names if name in config}
     ours["norm"] = "rmsnorm" if config.get("use_rmsnorm", False) else "layernorm"
     about = {"step": raw.get("step"), "released": path.name}
     return assemble(ours, state, about, where=str(path))
+
+
+def _check_released(path: Path, state: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Refuse what the public trainers do not write, or what is another model."""
+    odd = sorted(str(name) for name, value in state.items() if not isinstance(value, Tensor))
+    if odd or "token_emb.weight" not in state:
+        raise CheckpointError(
+            f"{path}: model_state must hold tensors, token_emb.weight among them; "
+            + (f"no tensor: {', '.join(odd)}" if odd else "it is missing")
+            + ". It is not a released checkpoint of the public trainers, or it is damaged."
+        )
+    token = state["token_emb.weight"]
+    if config.get("num_models", 1) != 1 or token.ndim != 2:
+        raise CheckpointError(
+            f"{path}: a .pt file must hold one model; this one has num_models = "
+            f"{config.get('num_models', 1)} and token_emb.weight of shape {list(token.shape)}. "
+            "Give the file of one seed, without the leading model axis."
+        )
+    head = state.get("lm_head.weight")
+    if head is not None and not torch.equal(head, token):
+        raise CheckpointError(
+            f"{path}: lm_head.weight must equal token_emb.weight; it does not. Only tied heads are "
+            "supported."
+        )
+    needed = {"n_layer": 1, "n_head": 1, "vocab_size": 14}
+    got = {key: config.get(key, value) for key, value in needed.items()}
+    if got != needed:
+        raise CheckpointError(
+            f"{path}: one layer, one head and 14 tokens are supported; got {got}."
+        )
