@@ -32,6 +32,8 @@ from addition_speed import Speedometer, cpu_name
 
 SEEDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 BATCHES = (128, 256, 512, 1024, 2048, 4096)
+COSTS_MS = (0.2, 0.5, 1, 2, 5)
+"""Ticks of the figure."""
 MODEL_STEPS = 512
 """Model-steps of one timing: fewer steps where there are more seeds."""
 
@@ -99,6 +101,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     )
     right.set(xscale="log", yscale="log", xlabel="batch size, 8 seeds", ylabel="ms a model-step")
     right.legend(frameon=False)
+    right.set_yticks(list(COSTS_MS), [f"{cost:g}" for cost in COSTS_MS])
     for axes, ticks in ((left, [r["seeds"] for r in by_seed]), (right, sizes)):
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.minorticks_off()
