@@ -242,3 +242,25 @@ def test_invalidation_shows_and_can_be_undone(tmp_path):
     done = project("restore", run, "--because", "it had not").stdout
     assert f"higher: UNTESTED → {verdict}. " in done
     assert project("table", "toy").stdout == before
+
+
+def test_numbers_of_prose_are_rewritten(tmp_path):
+    """`assay log --fix` writes what the runs say, in notes and in the files given; told by line."""
+    toy = Project(tmp_path).toy()
+    toy("run", "toy")
+    (low, *_) = (r for r in toy.json("ls", "toy") if r["arm"] == "low")
+    score = {m["name"]: m["value"] for m in toy.json("show", low["id"])["metrics"]}["test/score"]
+    mark = f"<!--assay:toy/low test/score seed={low['seed_label']}-->"
+    note = toy.root / "notes" / "toy.md"
+    note.parent.mkdir()
+    note.write_bytes(f"First.\r\nIt ends at **99.123**{mark}, not 3.\r\n".encode())
+    paper = toy.write("paper.md", f"see 77.0{mark}\n")
+    toy("log")
+    assert toy("log", "--check", "paper.md", code=1).stdout.count("99.123") >= 1
+    told = toy("log", "--fix", "paper.md").stdout
+    assert f"notes/toy.md: line 2: 99.123** → {score:.3f}**" in told
+    assert "paper.md: line 1: 77.0 → " in told
+    assert note.read_bytes() == f"First.\r\nIt ends at **{score:.3f}**{mark}, not 3.\r\n".encode()
+    toy("log", "--check", "paper.md")
+    assert paper.read_text() == f"see {score:.1f}{mark}\n"
+    assert "one of them" in toy.refused("log", "--check", "--fix")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay.core.bound import RunsElsewhereError, check_text, unbound_numbers
+from assay.core.bound import RunsElsewhereError, check_text, fixed_text, unbound_numbers
 from assay.core.errors import StudyError
 
 D8 = SimpleNamespace(
@@ -230,3 +230,56 @@ def test_runs_that_are_elsewhere_are_no_mismatch():
     (found,) = check_text("0.5<!--assay:d8/a acc-->", absent)
     assert not found.compared
     assert "not here" in found.message
+
+
+FIXED = {
+    "0.60<!--assay:d8/a acc-->": "0.59<!--assay:d8/a acc-->",
+    "**61 %**<!--assay:d8/a acc-->": "**59 %**<!--assay:d8/a acc-->",
+    "a 0.60 ± 0.2<!--assay:d8/a acc--> b": "a 0.59 ± 0.1<!--assay:d8/a acc--> b",
+    "0.59±0.14<!--assay:d8/a acc-->": "0.59±0.13<!--assay:d8/a acc-->",
+    "+0.1<!--assay:d8/a acc-->": "+0.6<!--assay:d8/a acc-->",
+    "1,129<!--assay:d8/a n-->": "1,128<!--assay:d8/a n-->",
+    "9.9e-1<!--assay:d8/a acc-->": "5.9e-1<!--assay:d8/a acc-->",
+    "12<!--assay:g/a rho alpha=1 depth=4-->!": "104<!--assay:g/a rho alpha=1 depth=4-->!",
+    "1<!--assay:d8/a acc stat=n--> and 7<!--assay:d8/a acc stat=min-->, 0.5<!--assay:d8/a acc seed=42-->":
+    "2<!--assay:d8/a acc stat=n--> and 0.5<!--assay:d8/a acc stat=min-->, 0.5<!--assay:d8/a acc seed=42-->",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", FIXED)
+def test_numbers_are_rewritten_as_they_were_written(text):
+    """With their digits, sign, percent and commas; each change is told with its line."""
+    fixed, changed = fixed_text(f"first\n{text}\n", evidence)
+    assert fixed == f"first\n{FIXED[text]}\n"
+    assert changed
+    assert all(line.startswith("line 2: ") for line in changed)
+    assert check(fixed) == []
+    assert fixed_text(fixed, evidence) == (fixed, [])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *GOOD,
+        "```\n0.60<!--assay:d8/a acc-->\n```",
+        "0.60<!--assay:nowhere/a acc-->",
+        "0.60<!--assay:d8/c acc-->",
+        "0.60<!--assay:d8/a bad-->",
+        "0.3±0.1<!--assay:d8/b acc-->",
+        "word<!--assay:d8/a acc-->",
+    ],
+)
+def test_what_holds_or_cannot_be_computed_is_left(text):
+    """Nothing but a number that has a value is touched."""
+    assert fixed_text(text, evidence) == (text, [])
+
+
+@settings(max_examples=200, deadline=None)
+@given(pieces)
+def test_a_fixed_text_has_nothing_left_to_fix(parts):
+    """Fixing twice is fixing once, and only numbers before marks change."""
+    text = "".join(parts)
+    fixed, changed = fixed_text(text, evidence)
+    assert fixed_text(fixed, evidence) == (fixed, [])
+    assert (fixed == text) == (not changed)
+    assert fixed.count("<!--") == text.count("<!--")

@@ -16,6 +16,7 @@ from assay.core.log import (
     check_log,
     check_runs,
     evidence_of,
+    fix_files,
     write_log,
 )
 from assay.core.settings import Settings
@@ -23,7 +24,7 @@ from assay.core.settings import Settings
 NAME = "EXPERIMENTS.md"
 
 
-def log(*files: Path, check: bool = False) -> None:
+def log(*files: Path, check: bool = False, fix: bool = False) -> None:
     """Write EXPERIMENTS.md and its figures; or, with --check, compare them with the runs.
 
     Exit code of --check: 0 nothing is wrong, 1 a generated or bound number does not hold, or a
@@ -33,8 +34,11 @@ def log(*files: Path, check: bool = False) -> None:
     Args:
         files: Further Markdown files whose bound numbers are checked, besides notes/.
         check: Change nothing; compare.
+        fix: First rewrite, in notes/ and the files, every bound number that no longer holds.
     """
     settings = Settings.from_environment()
+    if check and fix:
+        raise StoreError("--check changes nothing and --fix does: give one of them.")
     path = settings.root / NAME
     try:
         old = path.read_text("utf-8") if path.exists() else ""
@@ -49,10 +53,13 @@ def log(*files: Path, check: bool = False) -> None:
     with open_index(settings) as index:
         if check:
             index.verify()
-        draw = None if check else draw_figures
-        made = write_log(studies, index, events, settings, old, draw=draw)
         known = {s.id: partial(evidence_of, s, index, events) for s in studies}
         notes = sorted(settings.notes_dir.glob("*.md"))
+        if fix:
+            for file, rewritten in fix_files([*notes, *files], known):
+                console.print(f"{_name(file, settings)}: {rewritten}")
+        draw = None if check else draw_figures
+        made = write_log(studies, index, events, settings, old, draw=draw)
         prose = check_files([*notes, *files], known, made.kept)
         changed = check_runs(old, index) if check else []
     lines = [(_name(f, settings), m) for f, m in prose.mismatches]

@@ -90,6 +90,79 @@ def check_text(text: str, evidence: Callable[[str], StudyEvidence]) -> list[Mism
     return found
 
 
+def fixed_text(text: str, evidence: Callable[[str], StudyEvidence]) -> tuple[str, list[str]]:
+    """A text in which every bound number that does not hold is what its runs say now.
+
+    A number keeps its number of digits, its percent sign and its ±. What cannot be computed
+    (an unknown study, no run, no number before the mark) stays as it is and is left to `check_text`.
+
+    Args:
+        text: Markdown.
+        evidence: As for `check_text`.
+
+    Returns:
+        The text, and one sentence for each number that was changed: line, old and new.
+    """
+    lines = text.split("\n")
+    changed: list[str] = []
+    for number, line in _outside_fences(text):
+        if "assay:" not in line:
+            continue
+        pieces: list[str] = []
+        last = 0
+        for mark in MARK.finditer(line):
+            start = max(last, mark.start() - WINDOW)
+            written = WRITTEN.search(line[start : mark.start()].rpartition("-->")[2])
+            new = None if written is None else _corrected(written, mark["reference"], evidence)
+            if written is not None and new is not None:
+                pieces += [line[last : mark.start() - len(written[0])], new]
+                last = mark.start()
+                changed.append(f"line {number}: {written[0].rstrip()} → {new}")
+        if pieces:
+            lines[number - 1] = "".join(pieces) + line[last:]
+    return "\n".join(lines), changed
+
+
+def _corrected(
+    written: re.Match[str], reference: str, evidence: Callable[[str], StudyEvidence]
+) -> str | None:
+    """A number as it should be written; None if it holds, or if nothing can be computed."""
+    try:
+        if _check(written, reference, evidence) is None:
+            return None
+        values, statistic = _resolve(reference, evidence)
+        percent = bool(written["percent"])
+        parts = {"value": STATISTICS[statistic](values)} if values else {}
+        if written["std"] is not None and values:
+            parts["std"] = statistics.stdev(values)
+    except (StudyError, statistics.StatisticsError, OverflowError):
+        return None
+    text = written[0]
+    for group in sorted(parts, key=lambda name: -written.start(name)):
+        start, end = (place - written.start() for place in written.span(group))
+        text = text[:start] + _as_written(written[group], parts[group], percent=percent) + text[end:]
+    return text if parts else None
+
+
+def _as_written(example: str, value: float, *, percent: bool) -> str:
+    """A value with the digits, the sign style and the thousands commas of a written number."""
+    with localcontext(prec=PRECISION):
+        exponent = Decimal(example.replace(",", "").replace("−", "-")).as_tuple().exponent
+        assert isinstance(exponent, int)
+        exact = Decimal(repr(float(value))) * (100 if percent else 1)
+        unit = Decimal(1).scaleb(exponent)
+        rounded = exact.quantize(unit, ROUND_HALF_EVEN)
+        if rounded == 0 and exact != 0 and "e" not in example.lower():
+            # More digits than were written, or a small value would be written as none.
+            rounded = exact.quantize(Decimal(1).scaleb(exact.adjusted()), ROUND_HALF_EVEN)
+        if "e" in example.lower():
+            return f"{rounded:e}"
+        shown = f"{rounded:,f}" if "," in example else f"{rounded:f}"
+    if example.startswith("+") and not shown.startswith("-"):
+        shown = f"+{shown}"
+    return shown.replace("-", "−") if "−" in example else shown
+
+
 def unbound_numbers(text: str) -> list[str]:
     """The numbers in prose that no binding follows, as written; linear in the text's length.
 

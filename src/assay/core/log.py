@@ -8,15 +8,22 @@ keeps the section that it has.
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from assay.core.bound import Mismatch, RunsElsewhereError, check_text, unbound_numbers
+from assay.core.bound import (
+    Mismatch,
+    RunsElsewhereError,
+    check_text,
+    fixed_text,
+    unbound_numbers,
+)
 from assay.core.errors import StudyError
 from assay.core.evidence import Selection, StudyEvidence, select
 from assay.core.figures import DIGEST_LENGTH, figure_digest, figure_metrics, figure_path
+from assay.core.files import write_atomic
 from assay.core.index import Index
 from assay.core.ledger import Event
 from assay.core.section import study_section
@@ -240,28 +247,60 @@ def check_files(
     Raises:
         StudyError: A file cannot be read as UTF-8 text.
     """
+    evidence = _asked_once(studies, frozenset(elsewhere))
+    found = []
+    unbound: dict[Path, int] = {}
+    for file in files:
+        text = _prose(file)
+        found += [(file, mismatch) for mismatch in check_text(text, evidence)]
+        unbound[file] = len(unbound_numbers(text))
+    return Prose(mismatches=found, unbound={f: n for f, n in unbound.items() if n})
+
+
+def fix_files(
+    files: Iterable[Path], studies: Mapping[str, Callable[[], StudyEvidence]]
+) -> Iterator[tuple[Path, str]]:
+    """Rewrite the bound numbers of Markdown files that do not hold; yields what was changed where.
+
+    Raises:
+        StudyError: A file cannot be read as UTF-8 text, or not be written.
+    """
+    evidence = _asked_once(studies, frozenset())
+    for file in files:
+        text = _prose(file)
+        fixed, changed = fixed_text(text, evidence)
+        if changed:
+            try:
+                write_atomic(file, fixed.encode())
+            except OSError as error:
+                raise StudyError(f"{file}: cannot be written: {error}.") from error
+            yield from ((file, line) for line in changed)
+
+
+def _prose(file: Path) -> str:
+    try:
+        # As bytes: line ends stay what they are when a file is written again.
+        return file.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"{file}: cannot be read as UTF-8 text: {error}.") from error
+
+
+def _asked_once(
+    studies: Mapping[str, Callable[[], StudyEvidence]], elsewhere: frozenset[str]
+) -> Callable[[str], StudyEvidence]:
+    """Study id → its evidence, made when first asked for."""
     cache: dict[str, StudyEvidence] = {}
-    absent = frozenset(elsewhere)
 
     def evidence(name: str) -> StudyEvidence:
         if name not in studies:
             raise StudyError(f"there is no study '{name}'")
-        if name in absent:
+        if name in elsewhere:
             raise RunsElsewhereError(f"not compared: the runs of '{name}' are not on this machine")
         if name not in cache:
             cache[name] = studies[name]()
         return cache[name]
 
-    found = []
-    unbound: dict[Path, int] = {}
-    for file in files:
-        try:
-            text = file.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise StudyError(f"{file}: cannot be read as UTF-8 text: {error}.") from error
-        found += [(file, mismatch) for mismatch in check_text(text, evidence)]
-        unbound[file] = len(unbound_numbers(text))
-    return Prose(mismatches=found, unbound={f: n for f, n in unbound.items() if n})
+    return evidence
 
 
 def evidence_of(study: Study, index: Index, events: Sequence[Event]) -> StudyEvidence:
