@@ -140,7 +140,9 @@ def _corrected(
     text = written[0]
     for group in sorted(parts, key=lambda name: -written.start(name)):
         start, end = (place - written.start() for place in written.span(group))
-        text = text[:start] + _as_written(written[group], parts[group], percent=percent) + text[end:]
+        text = (
+            text[:start] + _as_written(written[group], parts[group], percent=percent) + text[end:]
+        )
     return text if parts else None
 
 
