@@ -40,13 +40,7 @@ def log(*files: Path, check: bool = False, fix: bool = False) -> None:
     if check and fix:
         raise StoreError("--check changes nothing and --fix does: give one of them.")
     path = settings.root / NAME
-    try:
-        old = path.read_text("utf-8") if path.exists() else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise StoreError(
-            f"{path} must be readable UTF-8 text: {error}. Restore it, or move it away: it is "
-            "written from the runs."
-        ) from error
+    old = _old(path)
     studies = load_studies(settings)
     events = ledger(settings)
     console = Output()
@@ -55,9 +49,8 @@ def log(*files: Path, check: bool = False, fix: bool = False) -> None:
             index.verify()
         known = {s.id: partial(evidence_of, s, index, events) for s in studies}
         notes = sorted(settings.notes_dir.glob("*.md"))
-        if fix:
-            for file, rewritten in fix_files([*notes, *files], known):
-                console.print(f"{_name(file, settings)}: {rewritten}")
+        for file, rewritten in fix_files([*notes, *files] if fix else [], known):
+            console.print(f"{_name(file, settings)}: {rewritten}")
         draw = None if check else draw_figures
         made = write_log(studies, index, events, settings, old, draw=draw)
         prose = check_files([*notes, *files], known, made.kept)
@@ -86,6 +79,17 @@ def log(*files: Path, check: bool = False, fix: bool = False) -> None:
         console.print(line)
     for problem in problems:
         console.print(f"does not hold: {problem}", style="red")
+
+
+def _old(path: Path) -> str:
+    """The log as it is; empty if there is none."""
+    try:
+        return path.read_text("utf-8") if path.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreError(
+            f"{path} must be readable UTF-8 text: {error}. Restore it, or move it away: it is "
+            "written from the runs."
+        ) from error
 
 
 def _name(file: Path, settings: Settings) -> str:
