@@ -11,7 +11,7 @@ import sys
 import pytest
 from project import ASSAY, TOY, TOY_STUDY, Project
 
-COMMANDS = ["run", "ls", "show", "table", "diff", "verdict", "freeze", "invalidate", "restore",
+COMMANDS = ["run", "ls", "show", "table", "diff", "verdict", "audit", "freeze", "invalidate", "restore",
             "log", "index", "addition", "addition train", "addition evaluate",
             "addition predict"]  # fmt: skip
 HEAVY = {"torch", "polars", "scipy", "numpy", "matplotlib"}

@@ -1,13 +1,19 @@
+import shutil
 import subprocess
 from dataclasses import replace
 
 import pytest
 from lab import STUDY, Project, edit, run_id
+from scipy.stats import binom
 
 from assay.core.errors import StudyError
-from assay.core.freeze import compare_with_itself, freeze, phase_of
+from assay.core.freeze import changes, freeze, phase_of
 from assay.core.ledger import invalidations, last_freeze
 from assay.core.plan import expand
+from assay.core.resampling import compare_with_itself, power_of
+from assay.core.section import study_section
+from assay.core.statistics import newcombe_paired
+from assay.core.verdict import judge_study
 
 ENV = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"}
 
@@ -125,6 +131,42 @@ def test_a_criterion_that_cannot_say_no_is_refused(project, name):
     assert "cannot say no" in told
 
 
+EIGHT = ("[1, 2, 3]", "[1, 2, 3, 4, 5, 6, 7, 8]")
+HALF = [1.0, 1.0, 0.0, 0.3, 1.0, 0.1, 0.2, 1.0]
+
+
+def test_at_least_4_of_8_is_refused(project):
+    """S2's bar: an unchanged baseline with a true rate of 47 % passes it 57 times in 100.
+
+    Its four comparisons of one configuration with itself had 15 of 32 starts that grokked. A pilot
+    whose baseline is as good as that is dealt to the other arm, and the bar is passed as often.
+    """
+    assert binom.sf(3, 8, 15 / 32) == pytest.approx(0.57, abs=0.005)
+    bar = 'count("test/score", "b", at_least=0.99) >= 4'
+    project.write(edit(STUDY, ('diff("test/score", "b", "a") > 0', bar), EIGHT))
+    commit(project)
+    for folder in project.runs.glob("*/*/*/*"):
+        shutil.rmtree(folder)
+    project.fill(a=HALF, b=[1.0] * 8)
+    (check,) = compare_with_itself(project.study, project.select())
+    assert check.rate == pytest.approx(binom.sf(3, 8, 0.5), abs=0.1)
+    assert "cannot say no" in refused(project)
+    rates = 'rate_diff("test/score", "b", "a", at_least=0.99) > 0'
+    project.write(edit(project.text, (bar, rates)))
+    commit(project)
+    lock(project)
+
+
+def test_a_bar_for_the_baseline_itself_is_no_comparison(project):
+    """Counting the baseline's own successes, or runs, compares no arms."""
+    for criterion in (
+        'count("test/score", "a", at_least=0.1) >= 1',
+        'count("test/score", "b") >= 3',
+    ):
+        project.write(edit(STUDY, ('diff("test/score", "b", "a") > 0', criterion)))
+        assert compare_with_itself(project.study, project.select()) == []
+
+
 def test_a_criterion_that_can_say_no_passes_the_check(project):
     """An interval against zero passes for the baseline itself about as often as alpha says."""
     (check,) = compare_with_itself(project.study, project.select())
@@ -216,3 +258,67 @@ def test_other_data_end_the_freeze(project):
     found, why = phase_of(study, expand(study), project.settings, project.events())
     assert found == "pilot"
     assert "the data changed since version 1" in why
+
+
+def test_power_grows_with_the_effect_and_with_seeds(tmp_path):
+    """A large effect is found with the planned seeds; for a small one more are named."""
+    noise = [0.02, 0.4, 0.11, 0.33, 0.27, 0.08, 0.19, 0.36]
+    text = edit(STUDY, EIGHT)
+    large = Project(tmp_path / "large", text)
+    large.fill(a=noise, b=[0.5 + x / 2 for x in reversed(noise)])
+    (found,) = power_of(large.study, large.select())
+    assert (found.claim, found.seeds) == ("better", 8)
+    assert found.power >= 0.8
+    assert found.enough == 8
+    small = Project(tmp_path / "small", text)
+    small.fill(a=noise, b=[0.06 + x for x in reversed(noise)])
+    (found,) = power_of(small.study, small.select())
+    assert found.power < 0.8
+    assert found.enough is not None
+    assert found.enough > 8
+    assert power_of(small.study, small.select()) == [found], "the deals are reproducible"
+
+
+def test_power_agrees_with_the_exact_calculation(tmp_path):
+    """Rates of one half and one: the share of deals is the exact power, within sampling."""
+    text = edit(STUDY, EIGHT, ('diff("test/score", "b", "a") > 0',
+                               'rate_diff("test/score", "b", "a", at_least=0.99) > 0'))  # fmt: skip
+    project = Project(tmp_path, text)
+    project.fill(a=HALF, b=[1.0] * 8)
+    (found,) = power_of(project.study, project.select())
+    # Paired: b always succeeds, so the study passes if enough of a's eight dealt seeds fail.
+    needed = next(k for k in range(9) if newcombe_paired(8 - k, k, 0, 0, 0.95).low > 0)
+    assert found.power == pytest.approx(binom.sf(needed - 1, 8, 0.5), abs=0.12)
+
+
+def test_without_an_effect_no_number_of_seeds_is_enough(tmp_path):
+    """Arms with the same runs: power is alpha, whatever the number of seeds."""
+    project = Project(tmp_path, edit(STUDY, EIGHT))
+    project.fill(a=HALF, b=HALF)
+    (found,) = power_of(project.study, project.select())
+    assert (found.power, found.enough) == (0.0, None)
+
+
+def test_without_pilot_runs_there_is_no_power(tmp_path):
+    """Nothing is known of the effect, so nothing is said."""
+    project = Project(tmp_path)
+    assert power_of(project.study, project.select()) == []
+
+
+def test_a_new_version_shows_what_changed(project):
+    """The second freeze tells the lines of the study file that it changed; so does the log."""
+    first, _ = lock(project)
+    assert changes(first, project.events()) == []
+    project.write(edit(project.text, ('"b", "a") > 0', '"b", "a") > 0.1')))
+    commit(project)
+    second, _ = lock(project)
+    found = changes(second, project.events())
+    assert found == [
+        '-criterion = \'diff("test/score", "b", "a") > 0\'',
+        '+criterion = \'diff("test/score", "b", "a") > 0.1\'',
+    ]
+    with project.index() as index:
+        result = judge_study(project.study, index, project.events())
+        section = study_section(result, index, project.events(), {}, "")
+    assert "freeze: version 2 at commit" in section
+    assert '    +criterion = \'diff("test/score", "b", "a") > 0.1\'\n' in section

@@ -7,12 +7,15 @@ from rich.console import Console
 from rich.text import Text
 
 from assay.cli.common import Output, ledger, open_index, open_study, print_json, study_paths
+from assay.core.audit import CHECKS
 from assay.core.claims import Judgement
 from assay.core.errors import AssayError, StoreError
 from assay.core.evidence import select
+from assay.core.freeze import changes
 from assay.core.freeze import freeze as freeze_study
 from assay.core.ledger import invalidations, record
 from assay.core.render import interval, number, reasons
+from assay.core.resampling import ENOUGH_POWER, MOST_SEEDS, Power
 from assay.core.settings import Settings
 from assay.core.verdict import StudyVerdict, judge_study
 
@@ -39,7 +42,7 @@ def verdict(study: str, *, json: bool = False) -> None:
                 "study": loaded.id,
                 "scale": loaded.at_scale or None,
                 "judgements": [asdict(j) for j in result.judgements],
-                "findings": [asdict(f) for f in result.contract.findings],
+                "findings": [asdict(f) for f in result.findings],
             }
         )
     else:
@@ -53,7 +56,7 @@ def print_verdict(result: StudyVerdict) -> None:
     console.print(Text.assemble((result.study.id, "bold"), f": {result.headline}"))
     for judgement in result.judgements:
         console.print(_paragraph(judgement))
-    for finding in result.contract.findings:
+    for finding in result.findings:
         console.print(finding.message)
 
 
@@ -70,6 +73,44 @@ def _paragraph(judgement: Judgement) -> Text:
     lines.append(f"  {judgement.why}")
     lines += [f"  note: {reason}" for reason in reasons(judgement)]
     return Text.assemble((judgement.verdict, colour), "\n".join(lines))
+
+
+def audit(study: str, *, json: bool = False) -> None:
+    """Look for what the runs themselves show to be wrong: contract and audits, without verdicts.
+
+    Exit code: 0 nothing found, 1 something that blocks no verdict, 4 something that does, 2 an error.
+
+    Args:
+        study: Study id or file.
+        json: Plain data.
+    """
+    settings = Settings.from_environment()
+    loaded = open_study(study, settings)
+    with open_index(settings, loaded.id) as index:
+        result = judge_study(loaded, index, ledger(settings))
+    if json:
+        print_json({"study": loaded.id, "findings": [asdict(f) for f in result.findings]})
+    else:
+        print_findings(result)
+    blocking = any(finding.blocks for finding in result.findings)
+    sys.exit(4 if blocking else 1 if result.findings else 0)
+
+
+def print_findings(result: StudyVerdict) -> None:
+    """Every finding as a paragraph, what it blocks first."""
+    console = Output()
+    if not result.selection.counting:
+        console.print(f"{result.study.id}: no runs to audit yet. `assay run` makes them.")
+        return
+    for finding in result.findings:
+        colour = "red" if finding.blocks else "yellow"
+        console.print(
+            Text.assemble(("blocks" if finding.blocks else "note", colour), "  ", finding.message)
+        )
+    if not result.findings:
+        console.print(
+            f"{result.study.id}: the contract holds, and {len(CHECKS)} audits find nothing."
+        )
 
 
 def freeze(study: str) -> None:
@@ -101,6 +142,23 @@ def freeze(study: str) -> None:
             console.print(
                 f"A/A check, {check.claim}: not possible, too few pilot runs of the baseline."
             )
+    for power in (Power(**body) for body in event.body["power"].values()):
+        console.print(_power(power))
+    for line in changes(event, [*events, event]):
+        console.print(Text(line, "green" if line.startswith("+") else "red"))
+
+
+def _power(power: Power) -> str:
+    """What a pilot says of the seeds that are planned."""
+    needed = (
+        "as planned"
+        if power.enough == power.seeds
+        else f"{ENOUGH_POWER:.0%} need {power.enough or f'more than {MOST_SEEDS:,}'}"
+    )
+    return (
+        f"Power, {power.claim}: if the truth is what the pilot saw, {power.seeds} seeds an arm "
+        f"decide it {power.power:.0%} of the time; {needed}."
+    )
 
 
 def invalidate(target: str, *, because: str) -> None:

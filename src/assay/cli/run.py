@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from assay.cli import PROGRAM
-from assay.cli.common import Output, ledger, open_study
+from assay.cli.common import Output, ledger, open_index, open_study
 from assay.cli.display import Display, duration
 from assay.core.collect import compile_pattern
 from assay.core.config import digest
@@ -131,7 +131,23 @@ def run_study(
             invalid=invalid,
         )
         result = runner.execute(cohorts)
-    sys.exit(_tell(result, study, console))
+    code = _tell(result, study, console)
+    _tell_findings(study, settings, console)
+    sys.exit(code)
+
+
+def _tell_findings(study: Study, settings: Settings, console: Output) -> None:
+    """What contract and audits find in the runs that there are now; it changes no exit code."""
+    from assay.core.verdict import judge_study
+
+    try:
+        with open_index(settings, study.id) as index:
+            findings = judge_study(study, index, ledger(settings)).findings
+    except AssayError as error:
+        console.print(f"not audited: {error}")
+        return
+    for finding in findings:
+        console.print(f"{'blocks verdicts' if finding.blocks else 'note'}: {finding.message}")
 
 
 def _division(

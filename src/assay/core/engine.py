@@ -22,6 +22,8 @@ class Metric:
         goal: Which direction is better: "max", "min" or "none".
         low: Smallest possible value, if there is one (a rate has 0).
         high: Largest possible value, if there is one (a rate has 1).
+        chance: What the same guess every time gives, such as the share of the most frequent
+            class: a number, or the name of the metric under which a run logs it.
     """
 
     says: str
@@ -29,6 +31,7 @@ class Metric:
     goal: str = "none"
     low: float | None = None
     high: float | None = None
+    chance: float | str | None = None
 
 
 class RunContext(Protocol):

@@ -327,7 +327,8 @@ def _exact(value: float, n: int, how: str) -> Estimate:
 
 def _count(view: View, node: Measure) -> Estimate:
     sample = _sample(view, node.metric, _named_arm(view, node))
-    found = _exact(float(len(sample.values)), len(sample.values), "exact count")
+    hits = sum(_hits(sample, node).values()) if node.options else len(sample.values)
+    found = _exact(float(hits), len(sample.values), "exact count")
     return replace(found, reasons=sample.reasons)
 
 

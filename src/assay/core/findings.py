@@ -43,12 +43,14 @@ class Finding:
 
     Attributes:
         kind: "confounded", "unequal-budget", "no-op", "mixed-versions", "identical-results",
-            "incidental" or "not-comparable".
+            "incidental" or "not-comparable"; or the name of an audit (`assay.core.audit.CHECKS`).
         arms: The arms concerned.
         keys: The facts concerned.
         message: One sentence: what differs, the values, the arms, the way out.
         blocks: Whether no verdict may rest on a comparison that it touches.
         pairs: The pairs of arms between which it stands; empty if it concerns each arm alone.
+        metrics: The metrics concerned; empty for all.
+        functions: The functions of a criterion whose answer it voids; empty for all.
     """
 
     kind: str
@@ -57,6 +59,17 @@ class Finding:
     message: str
     blocks: bool
     pairs: tuple[tuple[str, str], ...] = ()
+    metrics: tuple[str, ...] = ()
+    functions: tuple[str, ...] = ()
+
+    def voids(self, function: str, metric: str, arms: Collection[str]) -> bool:
+        """Whether a part of a criterion, such as `mean("acc", "a")`, rests on what was found."""
+        return (
+            self.blocks
+            and self.touches(arms)
+            and (not self.metrics or metric in self.metrics)
+            and (not self.functions or function in self.functions)
+        )
 
     def touches(self, arms: Collection[str]) -> bool:
         """Whether a statement that uses these arms rests on what was found."""
@@ -130,7 +143,7 @@ def no_ops(same: Mapping[Pair, tuple[int, int]], factor: Sequence[str]) -> list[
                 kind="no-op",
                 arms=arms,
                 keys=tuple(factor),
-                message=f"No-op arm: {_and(arms)} do not differ{where} in the declared factor "
+                message=f"No-op arm: {joined(arms)} do not differ{where} in the declared factor "
                 f"{name} in what really ran, so comparing them compares nothing; see that the "
                 "setting reaches the program of one arm and no other, or remove an arm.",
                 blocks=True,
@@ -159,7 +172,7 @@ def without_effect(
             kind="no-op",
             arms=arms,
             keys=tuple(factor),
-            message=f"No-op arm: the results of {_and(arms)} are the same to the last bit in "
+            message=f"No-op arm: the results of {joined(arms)} are the same to the last bit in "
             f"every pair although {', '.join(factor)} differs, so the setting had no effect; see "
             "that the program reads it, or remove an arm.",
             blocks=True,
@@ -228,7 +241,7 @@ def uncompared(keys: Mapping[str, Collection[str]]) -> Iterator[Finding]:
             kind="not-comparable",
             arms=arms,
             keys=names,
-            message=f"Not compared between {_and(arms)}: {_listed(names)} (digests made with "
+            message=f"Not compared between {joined(arms)}: {_listed(names)} (digests made with "
             "different keys, or data without a common seed); run the arms from one machine and "
             "with common seeds to compare them.",
             blocks=False,
@@ -240,7 +253,7 @@ def by_value(values: Mapping[str, str]) -> str:
     arms: dict[str, list[str]] = {}
     for arm, value in sorted(values.items()):
         arms.setdefault(value, []).append(arm)
-    return ", ".join(f"{value} in {_and(names)}" for value, names in arms.items())
+    return ", ".join(f"{value} in {joined(names)}" for value, names in arms.items())
 
 
 def _components(
@@ -261,11 +274,12 @@ def _arms(pairs: Collection[Pair]) -> tuple[str, ...]:
     return tuple(sorted({arm for pair in pairs for arm in pair}))
 
 
-def _and(names: Sequence[str]) -> str:
+def joined(names: Sequence[str]) -> str:
+    """Names as in a sentence: "a, b and c"."""
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def _listed(keys: Sequence[str]) -> str:
     if len(keys) <= SHOWN_KEYS:
-        return _and(keys)
+        return joined(keys)
     return f"{', '.join(keys[:SHOWN_KEYS])} and {len(keys) - SHOWN_KEYS} more"

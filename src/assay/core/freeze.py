@@ -10,108 +10,21 @@ The A/A check compares the baseline with itself: seeds of its pilot runs are dea
 all arms, and the criterion is judged. A criterion that then passes often cannot say no.
 """
 
+import difflib
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from assay.core.config import digest
-from assay.core.criterion import Criterion, parse
 from assay.core.errors import StudyError
-from assay.core.estimates import Recorder
-from assay.core.evaluation import evaluate
-from assay.core.evidence import Selection, StudyEvidence
-from assay.core.grammar import Measure
+from assay.core.evidence import Selection
 from assay.core.ledger import Event, last_freeze, record
-from assay.core.plan import PlannedRun, cells
+from assay.core.plan import PlannedRun
+from assay.core.resampling import LARGEST_PASS_RATE, SelfComparison, compare_with_itself, power_of
 from assay.core.settings import Settings
 from assay.core.study import Claim, Study
 from assay.core.vcs import code_state
-
-DEALS = 200
-LARGEST_PASS_RATE = 0.10
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SelfComparison:
-    """How often a claim passes when all arms are the baseline; `deals` is 0 if not computable."""
-
-    claim: str
-    passes: int
-    deals: int
-
-    @property
-    def rate(self) -> float:
-        """Share of deals that passed."""
-        return self.passes / self.deals if self.deals else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Dealt:
-    """Evidence in which the values of every arm are drawn from the baseline's runs."""
-
-    real: StudyEvidence
-    deal: int
-
-    @property
-    def arms(self) -> tuple[str, ...]:
-        return self.real.arms
-
-    @property
-    def grid(self) -> Mapping[str, tuple[Any, ...]]:
-        return self.real.grid
-
-    @property
-    def seeds(self) -> tuple[str, ...]:
-        return self.real.seeds
-
-    @property
-    def metrics(self) -> frozenset[str]:
-        return self.real.metrics
-
-    def values(self, metric: str, arm: str, cell: Mapping[str, Any]) -> Mapping[str, float | None]:
-        pool = list(self.real.values(metric, self.real.study.baseline, cell).values())
-        if not pool:
-            return {}
-        # Not drawn by metric: all metrics of a dealt run come from one real run.
-        place = int(digest([self.deal, arm, dict(cell)])[:15], 16)
-        drawn = np.random.default_rng(place).integers(0, len(pool), size=len(self.seeds))
-        return {seed: pool[i] for seed, i in zip(self.seeds, drawn, strict=True)}
-
-
-def compare_with_itself(
-    study: Study, selection: Selection, *, deals: int = DEALS
-) -> list[SelfComparison]:
-    """Judge every claim that compares arms with the baseline dealt to all of them."""
-    real = StudyEvidence(study, selection)
-    results = []
-    for name, claim in study.claims.items():
-        criterion = parse(claim.criterion)
-        measures = [n for n in criterion.nodes() if isinstance(n, Measure)]
-        compared = {arm for measure in measures for arm in measure.arms}
-        if len(compared) < 2 or not criterion.is_statistical:
-            continue
-        enough = len(real.seeds) >= claim.min_seeds and _has_baseline(real, criterion)
-        answers = [
-            evaluate(criterion, Recorder(_Dealt(real, d)), confidence=claim.confidence).answer
-            for d in range(deals if enough else 0)
-        ]
-        results.append(SelfComparison(claim=name, passes=answers.count("yes"), deals=len(answers)))
-    return results
-
-
-def _has_baseline(real: StudyEvidence, criterion: Criterion) -> bool:
-    """Whether every value that the criterion reads can be drawn from two runs of the baseline."""
-    seen = Recorder(_Dealt(real, 0))
-    evaluate(criterion, seen, confidence=0.95)
-    metrics = {metric for metric, _, _ in seen.seen}
-    return all(
-        len(real.values(metric, real.study.baseline, cell)) > 1
-        for metric in metrics
-        for cell in cells(real.grid)
-    )
 
 
 def freeze(
@@ -159,10 +72,25 @@ def freeze(
         "criteria": {name: claim.criterion for name, claim in study.claims.items()},
         "locks": {name: _lock(claim) for name, claim in study.claims.items()},
         "self_comparison": {c.claim: [c.passes, c.deals] for c in checks},
+        "power": {p.claim: asdict(p) for p in power_of(study, selection)},
+        "file": study.path.read_text("utf-8"),
         "runs_before": sorted(run.id for run in everything),
     }
     follows = [before.digest] if before else []
     return record(settings.ledger_dir, "freeze", study.id, body, follows=follows), checks
+
+
+def changes(event: Event, events: Sequence[Event]) -> list[str]:
+    """What a freeze changed in the study's file, as lines of a unified diff without context.
+
+    Empty for a first version, and where an older version kept no text.
+    """
+    before = [e for e in events if e.digest in event.follows]
+    if not before or "file" not in before[0].body or "file" not in event.body:
+        return []
+    old, new = (str(e.body["file"]).splitlines() for e in (before[0], event))
+    lines = difflib.unified_diff(old, new, lineterm="", n=0)
+    return [line for line in lines if not line.startswith(("---", "+++", "@@"))]
 
 
 def unlocked(

@@ -100,7 +100,7 @@ class Function:
 
     Attributes:
         arms: How many arms it takes after the metric.
-        options: Keywords of its own; for `rate` and `rate_diff` exactly one is given.
+        options: Keywords of its own; of thresholds exactly one is given, for `count` at most one.
         estimates: True when it estimates from seeds (and so belongs to the Holm family).
         takes_dim: True for a third positional argument that names a dimension.
         is_truth: True when it answers by itself and is not compared.
@@ -123,7 +123,7 @@ FUNCTIONS: Mapping[str, Function] = {
     "ratio": Function(arms=2),
     "wins": Function(arms=2),
     "value": Function(estimates=False),
-    "count": Function(estimates=False),
+    "count": Function(options=THRESHOLDS, estimates=False),
     "monotone": Function(options=("direction",), takes_dim=True, is_truth=True),
 }
 QUANTIFIERS = ("every", "any", "min", "max")
@@ -137,6 +137,7 @@ _ARITHMETIC: Mapping[type[ast.operator], str] = {
 _OPTIONS: Mapping[str, str] = {
     "rate": ", at_least= | at_most= | above= | below=number",
     "rate_diff": ", at_least= | at_most= | above= | below=number",
+    "count": "[, at_least= | at_most= | above= | below=number]",
     "monotone": ', direction="up" | "down"',
 }
 _WORDS: Mapping[str, str] = {
@@ -348,8 +349,11 @@ class _Builder:
         optional = {"arm"} if function.arms == 1 else set()
         if missing := [w for w in words if w not in given and w not in optional]:
             raise self.error(node, f"{name} needs {' and '.join(missing)}; {form}")
-        if function.options == THRESHOLDS and len(options) != 1:
-            raise self.error(node, f"{name} needs exactly one threshold; {form}")
+        if function.options == THRESHOLDS and len(options) not in (
+            (1,) if function.estimates else (0, 1)
+        ):
+            needs = "needs exactly one threshold" if function.estimates else "takes one threshold"
+            raise self.error(node, f"{name} {needs}; {form}")
         for key, value in options:
             if key == "direction":
                 if value not in ("up", "down"):

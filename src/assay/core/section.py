@@ -6,12 +6,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
 
+from assay.core.audit import CHECKS
 from assay.core.bound import unbound_numbers
 from assay.core.claims import Judgement
 from assay.core.config import canonical, flatten
 from assay.core.contract import summarise
 from assay.core.evidence import Selection
 from assay.core.evidence import number as evidence_number
+from assay.core.freeze import changes
 from assay.core.index import Index
 from assay.core.ledger import Event
 from assay.core.read import IndexedRun
@@ -71,6 +73,7 @@ def study_section(
         _setup(study, selection),
         "### Contract\n",
         "\n".join(f"- {clean(line)}" for line in summarise(result.contract)) + "\n",
+        *_audits(result, clean),
         "### Runs\n",
         _runs(study, selection, index, table.metrics, tidy),
         *_events(study, events),
@@ -281,6 +284,15 @@ def _runs(
     return "\n".join(lines) + "\n"
 
 
+def _audits(result: StudyVerdict, clean: Clean) -> Iterator[str]:
+    """What the audits found; a sentence too where they found nothing, since they did look."""
+    if not result.selection.counting:
+        return
+    yield "### Audit\n"
+    found = [f"- {clean(finding.message)}" for finding in result.audits]
+    yield "\n".join(found or [f"- Nothing found by {len(CHECKS)} checks."]) + "\n"
+
+
 Place: TypeAlias = tuple[str, str, str]
 
 
@@ -350,7 +362,12 @@ def _events(study: Study, events: Sequence[Event]) -> list[str]:
     mine = [event for event in events if event.study == study.id]
     if not mine:
         return []
-    lines = [f"- {event.at[:10]} {event.kind}: {_told(event)}" for event in mine]
+    lines = []
+    for event in mine:
+        lines.append(f"- {event.at[:10]} {event.kind}: {_told(event)}")
+        changed = changes(event, events) if event.kind == "freeze" else []
+        # Indented by eight: code inside the item, whatever the lines hold.
+        lines += ["", *(f"        {line}" for line in changed), ""] if changed else []
     return ["### Ledger\n", "\n".join(lines) + "\n"]
 
 

@@ -1,13 +1,16 @@
 """From a study and its runs to verdicts: contract first, then claims."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from assay.core.audit import audit
+from assay.core.audited import Audited
 from assay.core.claims import Judgement, judge
 from assay.core.contract import Contract, Realised, check
 from assay.core.criterion import parse
 from assay.core.evidence import Selection, by_phase, select
+from assay.core.findings import Finding
 from assay.core.freeze import unlocked
 from assay.core.grammar import Measure
 from assay.core.index import Index
@@ -24,12 +27,19 @@ class StudyVerdict:
         selection: The runs that count.
         contract: What the arms differ in, over runs of all phases.
         judgements: One a claim, in the order of the file.
+        audits: What the runs themselves show to be wrong, of all phases.
     """
 
     study: Study
     selection: Selection
     contract: Contract
     judgements: tuple[Judgement, ...]
+    audits: tuple[Finding, ...] = ()
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """Of the contract and of the audits."""
+        return (*self.contract.findings, *self.audits)
 
     @property
     def headline(self) -> str:
@@ -64,24 +74,30 @@ def judge_study(study: Study, index: Index, events: Sequence[Event]) -> StudyVer
     with index.snapshot():
         selection = select(study, index, events)
         facts = index.study_facts(study.id)
-    contract = check_contract(study, selection, facts)
-    lowest = min((PHASES.index(run.phase) for run in selection.counting.values()), default=0)
-    contracts = {
-        # Mostly no run is below the claim's phase, and the contract is the same.
-        phase: check_contract(study, selection, facts, phase) if rank > lowest else contract
-        for rank, phase in enumerate(PHASES)
-        if any(claim.phase == phase for claim in study.claims.values())
-    }
+        lowest = min((PHASES.index(run.phase) for run in selection.counting.values()), default=0)
+        seen = Audited(study, selection, facts, index)
+        contract, audits = check_contract(study, selection, facts), audit(seen)
+        findings: dict[str, Sequence[Finding]] = {}
+        for phase in {claim.phase for claim in study.claims.values()}:
+            # Mostly no run is below the claim's phase, and the findings are the same.
+            findings[phase] = (*contract.findings, *audits)
+            if PHASES.index(phase) > lowest:
+                own = check_contract(study, selection, facts, phase)
+                findings[phase] = (*own.findings, *audit(replace(seen, phase=phase)))
     blocked = {
         claim.name: [
-            *_blocking(claim, study, contracts[claim.phase]),
+            *_blocking(claim, study, findings[claim.phase]),
             *unlocked(claim, study, selection, events),
         ]
         for claim in study.claims.values()
     }
     judgements = judge(list(study.claims.values()), by_phase(study, selection), blocked=blocked)
     return StudyVerdict(
-        study=study, selection=selection, contract=contract, judgements=tuple(judgements)
+        study=study,
+        selection=selection,
+        contract=contract,
+        judgements=tuple(judgements),
+        audits=tuple(audits),
     )
 
 
@@ -121,10 +137,20 @@ def check_contract(
     )
 
 
-def _blocking(claim: Claim, study: Study, contract: Contract) -> list[str]:
-    """Findings that touch the arms that a claim's criterion compares."""
+def _blocking(claim: Claim, study: Study, findings: Sequence[Finding]) -> list[str]:
+    """Findings that void what a claim's criterion reads.
+
+    A contract finding stands between arms, wherever in the criterion they are named.
+    """
     measures = [node for node in parse(claim.criterion).nodes() if isinstance(node, Measure)]
     named = {arm for measure in measures for arm in measure.arms}
     if any(not measure.arms for measure in measures):
         named = set(study.arms)
-    return [finding.message.rstrip(".") for finding in contract.blocking(named)]
+    return [
+        finding.message.rstrip(".")
+        for finding in findings
+        if any(
+            finding.voids(m.function, m.metric, (m.arms or named) if finding.metrics else named)
+            for m in measures
+        )
+    ]
