@@ -6,7 +6,10 @@ import json
 import math
 import os
 import socket
+import subprocess
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,10 @@ from lab import LOSS, SCORE, Project, attempt, edit_json, run_id
 from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import _validate_metric_name
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.context import RequestContext
+from tensorboard.data import server_ingester
 from tensorboard.plugins.hparams import plugin_data_pb2
-from tensorboard.util import tensor_util
+from tensorboard.util import grpc_util, tensor_util
 
 from assay.core.errors import ConfigError, DataError, StoreError
 from assay.core.export import mlflow as mlflow_export
@@ -213,8 +218,14 @@ def load_events(folder: Path) -> EventAccumulator:
     return accumulator
 
 
+def as_shown(values: Any) -> list[float]:
+    """As 32 bits, which is all that TensorBoard has."""
+    with np.errstate(over="ignore"):
+        return np.asarray(values, dtype=np.float64).astype(np.float32).astype(np.float64).tolist()
+
+
 def test_tensorboard_reads_every_value(runs: list[ExportedRun], tmp_path: Path) -> None:
-    """EventAccumulator gives the 64-bit values, steps and times that were logged."""
+    """EventAccumulator gives the values in its 32 bits, and the steps and times that were logged."""
     out = tmp_path / "tb"
     write_tensorboard(iter(runs), out)
     for run in runs:
@@ -229,12 +240,49 @@ def test_tensorboard_reads_every_value(runs: list[ExportedRun], tmp_path: Path) 
         for name, series in run.series.items():
             events = accumulator.Tensors(name)
             values = [float(tensor_util.make_ndarray(event.tensor_proto)) for event in events]
-            assert same(values, series.values)
+            assert same(values, as_shown(series.values))
+            assert same([event.tensor_proto.double_val[0] for event in events], series.values)
             assert [event.step for event in events] == series.steps.tolist()
             assert [event.wall_time for event in events] == series.times.tolist()
         for name, value in run.summary.items():
             (event,) = accumulator.Tensors(f"summary/{name}")
-            assert equal(float(tensor_util.make_ndarray(event.tensor_proto)), value)
+            shown = float(tensor_util.make_ndarray(event.tensor_proto))
+            assert same([shown], as_shown([value]))
+
+
+@contextmanager
+def data_server(logdir: Path, port: Path) -> Iterator[str]:
+    """The address of the server that `tensorboard` starts; it has read the folder."""
+    words = [server_ingester.get_server_binary().path, f"--logdir={logdir}", "--reload=once",
+             "--port=0", f"--port-file={port}", "--die-after-stdin"]  # fmt: skip
+    with subprocess.Popen(words, stdin=subprocess.PIPE) as server:
+        for _ in range(500):
+            if port.exists() and port.read_text().endswith("\n"):
+                break
+            time.sleep(0.01)
+        yield f"localhost:{port.read_text().strip()}"
+        assert server.stdin is not None
+        server.stdin.close()
+
+
+def test_the_server_of_tensorboard_shows_every_value(
+    runs: list[ExportedRun], tmp_path: Path
+) -> None:
+    """The data server behind its pages; it passes over what it does not like without a word."""
+    write_tensorboard(iter(runs), tmp_path / "tb")
+    with data_server(tmp_path / "tb", tmp_path / "port") as address:
+        provider = server_ingester.ExistingServerDataIngester(
+            address, channel_creds_type=grpc_util.ChannelCredsType.LOCAL
+        ).data_provider
+        found = provider.read_scalars(
+            RequestContext(), experiment_id="", plugin_name="scalars", downsample=1000
+        )
+    assert set(found) == {run.name for run in runs if run.num_values}
+    for run in runs:
+        for name, series in run.series.items():
+            data = found[run.name][name]
+            assert same([point.value for point in data], as_shown(series.values))
+            assert [point.step for point in data] == series.steps.tolist()
 
 
 def test_tensorboard_shows_what_a_run_is(runs: list[ExportedRun], tmp_path: Path) -> None:
@@ -344,6 +392,18 @@ def test_names_for_mlflow_are_valid_and_different() -> None:
         _validate_metric_name(name)
         assert not any(other.startswith(f"{name}/") for other in values)
     assert found["loss"] == "loss"
+
+
+@pytest.mark.parametrize("study", ['it\'s "mine"', "Default", "a" * 600, "50% `x`; [a]"])
+def test_any_study_becomes_an_experiment(
+    study: str, runs: list[ExportedRun], tmp_path: Path
+) -> None:
+    """Names that MLflow refuses or keeps for itself are changed; the tag tells the real one."""
+    renamed = dataclasses.replace(runs[0], about={**runs[0].about, "study": study})
+    write_mlflow(iter([renamed, renamed]), tmp_path / "mlruns")
+    read = read_mlruns(tmp_path / "mlruns")
+    assert [run.tags["assay.study"] for run in read.runs] == [study, study]
+    assert len({run.tags["experiment"] for run in read.runs}) == 1
 
 
 def test_a_text_too_long_for_mlflow_says_that_it_was_cut(

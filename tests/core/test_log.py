@@ -379,9 +379,27 @@ def test_reported_values_stand_beside_ours(tmp_path):
     text = write(project).text
     assert "### Reported (not evidence)" in text
     assert "never evidence" in text
-    row = r"| `test/score` | a | all | 0.99967 | old.txt, line 12 | another \| machine | 0.2167 ± 0.1258 [3] |"
+    row = r"| `test/score` | a | all | 0.99967 | old.txt, line 12 | another \| machine | 0.2167 ± 0.1258 [3] | -0.4085 to 0.8418 | differs: outside what one more run would be |"
     assert row in text
-    assert "| `test/other` | b | all | 3 ± 0.25 [4] | old.txt | – | – [0] (3 without it) |" in text
+    assert (
+        "| `test/other` | b | all | 3 ± 0.25 [4] | old.txt | – | – [0] (3 without it) | – | not comparable: no run of ours has this value |"
+        in text
+    )
+
+
+def test_a_page_of_all_reported_values(tmp_path):
+    """One table over all studies, also of those whose runs are elsewhere, counted by verdict."""
+    project = Project(tmp_path, STUDY + REPORTED)
+    fill(project)
+    text = write(project).text
+    page = text.partition("## Reported and measured\n")[2].partition("<!--assay:begin")[0]
+    assert "2 value(s) copied from documents: 0 agrees, 1 differs, 1 not comparable." in page
+    assert "| s | `test/score` | a | all | 0.99967 |" in page
+    (project.runs / "s").rename(tmp_path / "elsewhere")
+    assert write(project, text).text == text
+    plain = Project(tmp_path / "plain")
+    fill(plain)
+    assert "Reported and measured" not in write(plain).text
 
 
 def test_reported_values_of_a_grid(tmp_path):
@@ -393,8 +411,14 @@ def test_reported_values_of_a_grid(tmp_path):
     for planned in project.plan("a", "1"):
         add_run(project.runs, planned, summary={SCORE: planned.cell["alpha"] / 2})
     text = write(project).text
-    assert "| a | alpha = 1 | 1 | x | – | 0.5 [1] (2 not ended) |" in text
-    assert "| a | all | 1 | x | – | – (2 cells) |" in text
+    assert (
+        "| a | alpha = 1 | 1 | x | – | 0.5 [1] (2 not ended) | – | not comparable: one run of ours, which tells nothing of the spread |"
+        in text
+    )
+    assert (
+        "| a | all | 1 | x | – | – (2 cells) | – | not comparable: it names 2 cells of ours at once |"
+        in text
+    )
 
 
 def test_no_message_tells_a_path_of_the_machine(tmp_path):

@@ -268,3 +268,16 @@ def test_a_scale_is_frozen_for_itself(project):
     assert "changed since version 1" in why
     base = load_study(project.path)
     assert unlocked(base.claims["better"], base, judge(project).selection, project.events()) == []
+
+
+def test_a_reported_value_of_another_scale_is_not_compared(tmp_path):
+    """At its own scale it is compared, elsewhere not; a scale that does not exist is refused."""
+    entry = '\n[[reported]]\nmetric = "test/score"\narm = "a"\nvalue = 0.9\nsource = "x"\nscale = "full"\n'
+    project = Project(tmp_path / "p", STUDY + LONG + entry, environment=ENV)
+    project.fill(a=[0.1, 0.2, 0.35], b=[0.80, 0.91, 0.99])
+    fill_full(project)
+    text = log(project)
+    assert "not comparable: reported at the scale full |" in text.partition("## s: ")[2]
+    assert "agrees: within what one more run would be |" in text.partition("## s.full: ")[2]
+    assert "2 value(s) copied from documents: 1 agrees, 0 differs, 1 not comparable" in text
+    assert "no scale 'ful'" in refuse(tmp_path, STUDY + LONG + entry.replace("full", "ful"))

@@ -1,15 +1,19 @@
 """`assay table`: mean ± std [n] per arm, with intervals and deltas."""
 
 import sys
+from dataclasses import asdict
 
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from assay.cli.common import Output, ledger, open_index, open_study, print_json
 from assay.core.config import unknown_key
 from assay.core.errors import ConfigError
-from assay.core.evidence import select
-from assay.core.render import delta, interval, mean_std, seed_values, table_markdown
+from assay.core.evidence import Selection, select
+from assay.core.render import NONE, delta, interval, mean_std, seed_values, table_markdown
+from assay.core.replication import replications
 from assay.core.settings import Settings
+from assay.core.study import Study
 from assay.core.table import (
     Cell,
     Table,
@@ -20,6 +24,8 @@ from assay.core.table import (
     to_json,
 )
 
+COLOURS = {"agrees": "green", "differs": "red", "not comparable": "yellow"}
+
 
 def table(
     study: str,
@@ -28,6 +34,7 @@ def table(
     json: bool = False,
     md: bool = False,
     csv: bool = False,
+    reported: bool = False,
 ) -> None:
     """Mean ± std [n] per arm and cell, 95 % intervals, and deltas to the baseline.
 
@@ -38,11 +45,15 @@ def table(
         json: Plain data, every seed with its run id.
         md: A Markdown table.
         csv: One line a seed.
+        reported: Instead: the values that the study file copied from documents, beside ours.
     """
     settings = Settings.from_environment()
     loaded = open_study(study, settings)
     with open_index(settings, loaded.id) as index:
         selection = select(loaded, index, ledger(settings))
+    if reported:
+        _show_reported(loaded, selection, as_json=json)
+        return
     known = known_metrics(loaded, selection)
     for name in metrics:
         if known and name not in known:
@@ -59,6 +70,30 @@ def table(
         sys.stdout.write(table_markdown(built, seeds=seeds))
     else:
         _print(built, seeds=seeds)
+
+
+def _show_reported(study: Study, selection: Selection, *, as_json: bool) -> None:
+    found = list(replications(study, selection))
+    if as_json:
+        print_json([asdict(entry) | asdict(result) for entry, _, result in found])
+        return
+    console = Output()
+    if not found:
+        console.print(f"{study.id}: no [[reported]] values in its file.")
+    for entry, rows, result in found:
+        ours = mean_std(rows[0]) if len(rows) == 1 else NONE
+        limits = (
+            f" (expected {interval(result.low, result.high)})" if result.low is not None else ""
+        )
+        place = "".join(f", {key} = {value}" for key, value in entry.at.items())
+        line = f", line {entry.line}" if entry.line is not None else ""
+        console.print(
+            Text.assemble(
+                (result.answer, COLOURS[result.answer]),
+                f" {entry.metric}, {entry.arm}{place}: reported {entry.value:.15g} ({entry.source}{line}), "
+                f"ours {ours}{limits}. {result.why[:1].upper()}{result.why[1:]}.",
+            )
+        )
 
 
 def _print(built: Table, *, seeds: bool) -> None:

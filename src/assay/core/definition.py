@@ -4,12 +4,12 @@
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from assay.core.config import build, merge, unknown_key
+from assay.core.config import build, flatten, merge, unknown_key
 from assay.core.engine import Engine, Metric, Task
 from assay.core.errors import ConfigError, StudyError
 
@@ -76,6 +76,10 @@ class Reported:
     std: float | None = None
     n: int | None = None
     note: str = ""
+    scale: str | None = None
+    """The scale of the study's file at which it is comparable: a name, "" for the base; None for any."""
+    not_comparable: str = ""
+    """Why no run of ours could have given it: another scale, another definition."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +242,48 @@ def choose(found: Mapping[str, Study], scale: str) -> Study:
             + (f"Scales: {listed}." if listed else "The file has no [scales.NAME] table.")
         )
     return found[scale]
+
+
+def reported_values(
+    raw: list[Any], arms: Mapping[str, Arm], grid: Mapping[str, Any], file: str
+) -> tuple[Reported, ...]:
+    """The `[[reported]]` entries of a study file, checked against its arms and grid.
+
+    Raises:
+        StudyError: An entry of an arm or grid value that the study does not have.
+    """
+    entries = []
+    for number, values in enumerate(raw, start=1):
+        where = f"{file} [[reported]] number {number}"
+        if not isinstance(values, Mapping):
+            raise StudyError(f"{where}: must be a table; got {values!r}.")
+        entry = build(Reported, values, where=where)
+        if entry.arm not in arms:
+            raise StudyError(
+                f"{where}: arm '{entry.arm}' is not in the study. Arms: {', '.join(arms)}."
+            )
+        for key in flatten(entry.at):
+            if key not in grid:
+                raise StudyError(
+                    f"{where} at: '{key}' is not in [grid]. "
+                    f"Grid: {', '.join(grid) or 'the study has none'}."
+                )
+        entries.append(entry)
+    return tuple(entries)
+
+
+def check_reported_scales(reported: Sequence[Reported], scales: Collection[str], file: str) -> None:
+    """Refuse a reported value of a scale that the file does not have.
+
+    Raises:
+        StudyError: Such a value, with the scales that there are.
+    """
+    for number, entry in enumerate(reported, start=1):
+        if entry.scale and entry.scale not in scales:
+            raise StudyError(
+                f"{file} [[reported]] number {number}: there is no scale '{entry.scale}'. Scales: "
+                f'{", ".join(scales) or "none"}; scale = "" is the file as it is.'
+            )
 
 
 def at_scale(raw: Mapping[str, Any], name: str, values: Any, file: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from assay.core.figures import DIGEST_LENGTH, figure_digest, figure_metrics, fig
 from assay.core.files import write_atomic
 from assay.core.index import Index
 from assay.core.ledger import Event
+from assay.core.replication import reported_page
 from assay.core.section import study_section
 from assay.core.settings import Settings
 from assay.core.study import Study
@@ -103,8 +104,7 @@ def write_log(
     for study in sorted(studies, key=lambda s: s.id):
         there = run_counts.get(study.id) or index.broken(study.id)
         if study.id in before and not there:
-            # With its old digest: an edit by hand must stay visible.
-            sections[study.id] = before[study.id][0]
+            sections[study.id] = before[study.id][0]  # Its digest too: edits stay visible.
             headlines[study.id] = (study.table.question, _headline(before[study.id]))
             kept.append(study.id)
             continue
@@ -122,8 +122,9 @@ def write_log(
     for name in gone:
         sections[name] = before[name][0]
         headlines[name] = ("(its study file is gone)", _headline(before[name]))
+    head = [HEAD, _overview(headlines), reported_page(sections)]
     return Log(
-        text="\n".join([HEAD, _overview(headlines), *sections.values()]),
+        text="\n".join([*filter(None, head), *sections.values()]),
         figures=tuple(figures),
         compared=tuple(name for name in sections if name not in {*kept, *gone}),
         kept=tuple(kept),

@@ -18,7 +18,6 @@ from assay.core.index import Index
 from assay.core.ledger import Event
 from assay.core.read import IndexedRun
 from assay.core.render import (
-    NONE,
     interval,
     mean_std,
     number,
@@ -26,8 +25,9 @@ from assay.core.render import (
     row_markdown,
     table_markdown,
 )
-from assay.core.study import Reported, Study
-from assay.core.table import Cell, Table, build_table, default_metrics
+from assay.core.replication import reported_markdown
+from assay.core.study import Study
+from assay.core.table import Table, build_table, default_metrics
 from assay.core.verdict import StudyVerdict, judge_study
 
 Clean = Callable[[str], str]
@@ -67,7 +67,7 @@ def study_section(
         "### Results\n",
         table_markdown(_without_invalid(table), seeds=True),
         *_struck(result, table, index, events, tidy),
-        *_reported(study, selection),
+        *reported_markdown(study, selection),
         *(f"![{study.id}: {p}]({p})\n\n`{p}`: sha256 `{d}`\n" for p, d in figures.items()),
         "### Setup\n",
         _setup(study, selection),
@@ -224,40 +224,6 @@ def _crossed_out(run: IndexedRun, selection: Selection, metrics: Sequence[str], 
     place = f"{run.arm}, {run.cell_label}, seed {run.seed_label}"
     failures = "".join(f"; `{tidy(failure)}`" for failure in run.failures)
     return f"{run.id} ({place}): {shown or 'no values'}{failures}"
-
-
-def _reported(study: Study, selection: Selection) -> Iterator[str]:
-    """Values copied from documents, beside ours."""
-    if not study.reported:
-        return
-    heads = ["metric", "arm", "cell", "value", "source", "note", "ours: mean ± std [n]"]
-    lines = [row_markdown(heads), row_markdown(["---"] * len(heads))]
-    metrics = list(dict.fromkeys(entry.metric for entry in study.reported))
-    rows = build_table(study, selection, metrics).rows
-    for entry in study.reported:
-        at = flatten(entry.at)
-        same = [row for row in rows if (row.metric, row.arm) == (entry.metric, entry.arm)]
-        ours = [row for row in same if all(row.cell[key] == at[key] for key in at)]
-        cell = ", ".join(f"{k} = {_text(v)}" for k, v in at.items()) or "all"
-        source = entry.source + (f", line {entry.line}" if entry.line is not None else "")
-        lines.append(
-            row_markdown([f"`{entry.metric}`", entry.arm, cell, _as_copied(entry), source,
-                          entry.note or NONE, _ours(ours)])
-        )  # fmt: skip
-    yield "### Reported (not evidence)\n"
-    yield "\n".join(lines) + "\n"
-    yield "Copied from documents, not computed from runs: never evidence. No claim rests on them.\n"
-
-
-def _ours(rows: Sequence[Cell]) -> str:
-    if len(rows) == 1:
-        return mean_std(rows[0])
-    return f"{NONE} ({len(rows)} cells)" if rows else NONE
-
-
-def _as_copied(entry: Reported) -> str:
-    std = "" if entry.std is None else f" ± {entry.std:.15g}"
-    return f"{entry.value:.15g}{std}" + ("" if entry.n is None else f" [{entry.n}]")
 
 
 def _runs(

@@ -25,8 +25,10 @@ from assay.core.definition import (
     Study,
     StudyTable,
     at_scale,
+    check_reported_scales,
     choose,
     file_at,
+    reported_values,
     scaled_id,
     under,
 )
@@ -78,26 +80,29 @@ def load_scales(path: Path) -> dict[str, Study]:
     """
     raw = _read(path)
     file = path.name
-    for key, value in raw.items():
-        if key not in TABLES:
-            raise StudyError(f"{file}: unknown table [{key}]. Known tables: {', '.join(TABLES)}.")
-        kind, shape = (list, "[[reported]] entries") if key == "reported" else (Mapping, "a table")
-        if not isinstance(value, kind):
-            raise StudyError(f"{file}: [{key}] must be {shape}; got {value!r}.")
-    scales = raw.pop("scales", {})
     try:
-        for key, value in (*raw.items(), ("scales", scales)):
-            check_plain(value, f"{file} [{key}]", finite=key != "reported")
+        for key, value in raw.items():
+            if key not in TABLES:
+                known = ", ".join(TABLES)
+                raise StudyError(f"{file}: unknown table [{key}]. Known tables: {known}.")
+            is_list = key == "reported"
+            if not isinstance(value, list if is_list else Mapping):
+                shape = "[[reported]] entries" if is_list else "a table"
+                raise StudyError(f"{file}: [{key}] must be {shape}; got {value!r}.")
+            check_plain(value, f"{file} [{key}]", finite=not is_list)
+        scales = raw.pop("scales", {})
         base = _check(raw, path, file)
+        check_reported_scales(base.reported, scales, file)
         larger = {name: at_scale(raw, name, values, file) for name, values in scales.items()}
-        says = {name: tables["study"]["scale"] for name, tables in larger.items()}
         found = {name: _check(larger[name], path, file_at(file, name)) for name in larger}
     except StudyError:
         raise
     except ConfigError as error:
         raise StudyError(str(error)) from error
-    named = {name: replace(study, scale=name, scales=says) for name, study in found.items()}
-    return {"": replace(base, scales=says), **named}
+    says = {name: tables["study"]["scale"] for name, tables in larger.items()}
+    return {"": replace(base, scales=says)} | {
+        name: replace(study, scale=name, scales=says) for name, study in found.items()
+    }
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -140,7 +145,7 @@ def _check(raw: dict[str, Any], path: Path, file: str) -> Study:
         grid=grid,
         arms=arms,
         claims=_claims(raw.get("claims", {}), arms, grid, metrics, file),
-        reported=_reported(raw.get("reported", []), arms, grid, file),
+        reported=reported_values(raw.get("reported", []), arms, grid, file),
         environment=_environment(raw.get("environment", {}), f"{file} [environment]"),
         collect=build(Collect, raw.get("collect", {}), where=f"{file} [collect]"),
         metrics=metrics,
@@ -328,29 +333,6 @@ def _claims(
             raise StudyError(f"{where}: {error}") from error
         claims[name] = claim
     return claims
-
-
-def _reported(
-    raw: list[Any], arms: Mapping[str, Arm], grid: Mapping[str, Any], file: str
-) -> tuple[Reported, ...]:
-    entries = []
-    for number, values in enumerate(raw, start=1):
-        where = f"{file} [[reported]] number {number}"
-        if not isinstance(values, Mapping):
-            raise StudyError(f"{where}: must be a table; got {values!r}.")
-        entry = build(Reported, values, where=where)
-        if entry.arm not in arms:
-            raise StudyError(
-                f"{where}: arm '{entry.arm}' is not in the study. Arms: {', '.join(arms)}."
-            )
-        for key in flatten(entry.at):
-            if key not in grid:
-                raise StudyError(
-                    f"{where} at: '{key}' is not in [grid]. "
-                    f"Grid: {', '.join(grid) or 'the study has none'}."
-                )
-        entries.append(entry)
-    return tuple(entries)
 
 
 def _seeds(
