@@ -252,7 +252,7 @@ def test_tensorboard_reads_every_value(runs: list[ExportedRun], tmp_path: Path) 
 
 @contextmanager
 def data_server(logdir: Path, port: Path) -> Iterator[str]:
-    """The address of the server that `tensorboard` starts; it has read the folder."""
+    """The address of the server that `tensorboard` starts."""
     words = [server_ingester.get_server_binary().path, f"--logdir={logdir}", "--reload=once",
              "--port=0", f"--port-file={port}", "--die-after-stdin"]  # fmt: skip
     with subprocess.Popen(words, stdin=subprocess.PIPE) as server:
@@ -274,9 +274,16 @@ def test_the_server_of_tensorboard_shows_every_value(
         provider = server_ingester.ExistingServerDataIngester(
             address, channel_creds_type=grpc_util.ChannelCredsType.LOCAL
         ).data_provider
-        found = provider.read_scalars(
-            RequestContext(), experiment_id="", plugin_name="scalars", downsample=1000
-        )
+        found: Any = {}
+        for _ in range(200):
+            found = provider.read_scalars(
+                RequestContext(), experiment_id="", plugin_name="scalars", downsample=1000
+            )
+            points = sum(len(data) for tags in found.values() for data in tags.values())
+            # It answers while it is still reading.
+            if points == sum(run.num_values for run in runs):
+                break
+            time.sleep(0.05)
     assert set(found) == {run.name for run in runs if run.num_values}
     for run in runs:
         for name, series in run.series.items():

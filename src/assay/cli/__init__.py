@@ -22,15 +22,18 @@ COMMANDS = {
     "table": ("table", "Mean ± std [n] per arm."),
     "diff": ("show", "What differs between two runs."),
     "verdict": ("judge", "Judge a study's claims."),
+    "audit": ("judge", "Look for what the runs show to be wrong."),
     "freeze": ("judge", "Lock commit, data and criteria."),
     "invalidate": ("judge", "Take a run out of evidence."),
     "restore": ("judge", "Undo an invalidation."),
     "log": ("log", "Write EXPERIMENTS.md, or check it."),
     "index": ("show", "Refresh or rebuild the index."),
+    "export": ("export", "Write runs for TensorBoard, MLflow, CSV or Parquet."),
+    "import-runs": ("foreign", "List the runs of TensorBoard or MLflow files."),
 }
 """Command → its module, and what `assay --help` says of it without loading the module."""
 for _name, (_module, _says) in COMMANDS.items():
-    app.command(f"assay.cli.{_module}:{_name}", name=_name, help=_says)
+    app.command(f"assay.cli.{_module}:{_name.replace('-', '_')}", name=_name, help=_says)
 app.command("assay.cli.addition:app", name="addition", help="Engine: transformers that add.")
 
 BROKEN_PIPE = 141
