@@ -11,7 +11,7 @@ import sys
 import pytest
 from project import ASSAY, TOY, TOY_STUDY, Project
 
-COMMANDS = ["run", "ls", "show", "table", "diff", "verdict", "audit", "freeze", "invalidate", "restore",
+COMMANDS = ["run", "ls", "show", "table", "diff", "verdict", "audit", "freeze", "invalidate", "restore", "revise",
             "log", "index", "addition", "addition train", "addition evaluate",
             "addition predict"]  # fmt: skip
 HEAVY = {"torch", "polars", "scipy", "numpy", "matplotlib"}
@@ -264,3 +264,24 @@ def test_numbers_of_prose_are_rewritten(tmp_path):
     toy("log", "--check", "paper.md")
     assert paper.read_text() == f"see {score:.1f}{mark}\n"
     assert "one of them" in toy.refused("log", "--check", "--fix")
+
+
+def test_claims_are_revised_by_name(project):
+    """A claim that does not exist, no reason, or itself: refused, and nothing is recorded."""
+    told = project.refused("revise", "toy/nothing", "--by", "toy/high-wins", "--because", "x")
+    assert "unknown claim 'nothing'" in told
+    assert "STUDY/CLAIM" in told
+    name = next(iter(project.json("verdict", "toy", code=None)["judgements"]))["name"]
+    assert "another claim" in project.refused(
+        "revise", f"toy/{name}", "--by", f"toy/{name}", "--because", "x"
+    )
+    assert "another claim" in project.refused(
+        "revise", f"toy/{name}", "--by", "toy/x", "--because", " "
+    )
+    assert not list((project.root / "ledger").glob("**/revise-*"))
+
+
+def test_audit_tells_what_is_wrong_or_that_nothing_is(project):
+    """Exit code 0 without a finding; the same in JSON."""
+    assert "audits find nothing" in project("audit", "toy").stdout
+    assert project.json("audit", "toy") == {"study": "toy", "findings": []}

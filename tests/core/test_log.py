@@ -372,6 +372,35 @@ source = "old.txt"
 """
 
 
+def test_a_study_whose_runs_are_all_struck_shows_what_it_had(project):
+    """Without a run that counts, every value is struck, and nothing stands in its place."""
+    for folder in project.runs.glob("*/*/*/*"):
+        strike(project, folder)
+    text = write(project).text
+    assert "| a | `test/score` | – [0] (3 invalidated) |" in text
+    assert "- b: `test/score` ~~0.9 ± 0.09539 [3]~~ → – [0] (3 invalidated)" in text
+    assert "- Claim `better`: ~~PASS~~ → UNTESTED" in text
+
+
+def test_a_revised_claim_is_linked_with_the_one_that_replaces_it(project):
+    """Both sections tell it, at the claim and in the ledger; no verdict changes."""
+    before = write(project).text
+    other = project.root / "studies" / "t.toml"
+    other.write_text(edit(project.text, ('id = "s"', 'id = "t"')), "utf-8")
+    twin = Project(project.root, other.read_text("utf-8"), "t")
+    twin.fill(a=[0.1, 0.2, 0.35], b=[0.80, 0.91, 0.99])
+    body = {"claim": "s/better", "by": "t/better", "because": "the | protocol"}
+    record(project.settings.ledger_dir, "revise", "s", body)
+    text = write(project, studies=[project.study, twin.study]).text
+    first, second = text.partition("## t: ")[::2]
+    assert re.search(r"  Revised by `t/better` \(\d{4}-\d\d-\d\d\): the \| protocol\n", first)
+    assert re.search(r"  Revises `s/better` \(\d{4}-\d\d-\d\d\): the \| protocol\n", second)
+    for section in (first, second):
+        assert "revise: s/better by t/better because the | protocol" in section
+    assert "## s: PASS 1" in before
+    assert "## s: PASS 1" in text
+
+
 def test_reported_values_stand_beside_ours(tmp_path):
     """Copied values are shown as copied, with their source, ours, and that they are no evidence."""
     project = Project(tmp_path, STUDY + REPORTED)

@@ -9,7 +9,8 @@ from rich.text import Text
 from assay.cli.common import Output, ledger, open_index, open_study, print_json, study_paths
 from assay.core.audit import CHECKS
 from assay.core.claims import Judgement
-from assay.core.errors import AssayError, StoreError
+from assay.core.config import unknown_key
+from assay.core.errors import AssayError, StoreError, StudyError
 from assay.core.evidence import select
 from assay.core.freeze import changes
 from assay.core.freeze import freeze as freeze_study
@@ -56,8 +57,10 @@ def print_verdict(result: StudyVerdict) -> None:
     console.print(Text.assemble((result.study.id, "bold"), f": {result.headline}"))
     for judgement in result.judgements:
         console.print(_paragraph(judgement))
+    told = " ".join(judgement.why for judgement in result.judgements)
     for finding in result.findings:
-        console.print(finding.message)
+        if finding.message.rstrip(".") not in told:
+            console.print(finding.message)
 
 
 def _paragraph(judgement: Judgement) -> Text:
@@ -211,6 +214,43 @@ def restore(target: str, *, because: str) -> None:
     console = Output()
     console.print(f"{matches[0]} is evidence again: {because}")
     _tell_change(before, _judged(event.study, settings), console)
+
+
+def revise(claim: str, *, by: str, because: str) -> None:
+    """Record that a claim's conclusion is replaced by that of another. Both stay in the log, linked.
+
+    The verdicts are what they were: to take runs out of evidence, `assay invalidate` them.
+
+    Args:
+        claim: The claim that is revised, as STUDY/CLAIM.
+        by: The claim that shows it, as STUDY/CLAIM.
+        because: The reason; it appears in the log of both.
+    """
+    settings = Settings.from_environment()
+    if not because.strip() or claim == by:
+        raise StoreError(
+            'A revision needs another claim and a reason: --by STUDY/CLAIM --because "…".'
+        )
+    found = {name: _verdict_of(name, settings) for name in (claim, by)}
+    body = {"claim": claim, "by": by, "because": because}
+    record(settings.ledger_dir, "revise", claim.partition("/")[0], body)
+    console = Output()
+    console.print(f"{claim} ({found[claim]}) is revised by {by} ({found[by]}): {because}")
+    console.print("`assay log` writes it into the log of both.")
+
+
+def _verdict_of(name: str, settings: Settings) -> str:
+    """The verdict of STUDY/CLAIM as it stands."""
+    study, _, claim = name.partition("/")
+    loaded = open_study(study, settings)
+    if claim not in loaded.claims:
+        raise StudyError(
+            f"{loaded.file}: {unknown_key(claim, list(loaded.claims), what='claim')} A claim is "
+            "named as STUDY/CLAIM."
+        )
+    with open_index(settings, loaded.id) as index:
+        judged = judge_study(loaded, index, ledger(settings))
+    return next(j.verdict for j in judged.judgements if j.name == claim)
 
 
 def _judged(study: str, settings: Settings) -> StudyVerdict | str | None:

@@ -18,10 +18,11 @@ from assay.core.artifacts import write_atomic
 from assay.core.config import canonical, digest
 from assay.core.errors import StoreError, TamperedError
 
-KINDS = ("freeze", "invalidate", "restore")
+KINDS = ("freeze", "invalidate", "restore", "revise")
 NEEDED: Mapping[str, tuple[str, ...]] = {
     "freeze": ("version", "study_digest", "commit", "tree_sha256"),
     "invalidate": ("target", "because"),
+    "revise": ("claim", "by", "because"),
 }
 """What the body of an event must tell."""
 
@@ -116,6 +117,16 @@ def invalidations(events: Sequence[Event]) -> dict[str, Event]:
     standing = [e for e in events if e.kind == "invalidate" and e.digest not in undone]
     struck = {str(run): e for e in standing for run in e.body.get("runs", ())}
     return struck | {str(e.body["target"]): e for e in standing}
+
+
+def revisions(events: Sequence[Event], study: str) -> list[Event]:
+    """The revisions of a study's claims, and those of other claims by one of its own."""
+    return [
+        e
+        for e in events
+        if e.kind == "revise"
+        and study in (str(e.body[key]).partition("/")[0] for key in ("claim", "by"))
+    ]
 
 
 def last_freeze(events: Sequence[Event], study: str) -> Event | None:

@@ -15,7 +15,7 @@ from assay.core.evidence import Selection
 from assay.core.evidence import number as evidence_number
 from assay.core.freeze import changes
 from assay.core.index import Index
-from assay.core.ledger import Event
+from assay.core.ledger import Event, revisions
 from assay.core.read import IndexedRun
 from assay.core.render import (
     interval,
@@ -63,7 +63,7 @@ def study_section(
         f"{study.table.question}\n",
         *_note(note),
         "### Claims\n",
-        _claims(result.judgements, clean),
+        _claims(study.id, result.judgements, revisions(events, study.id), clean),
         "### Results\n",
         table_markdown(_without_invalid(table), seeds=True),
         *_struck(result, table, index, events, tidy),
@@ -118,7 +118,9 @@ def _note(note: str) -> Iterator[str]:
         yield f"{unbound} number{'s' if unbound > 1 else ''} above {'are' if unbound > 1 else 'is'} not bound to runs.\n"
 
 
-def _claims(judgements: Iterable[Judgement], clean: Clean) -> str:
+def _claims(
+    study: str, judgements: Iterable[Judgement], revised: Sequence[Event], clean: Clean
+) -> str:
     lines = []
     for j in judgements:
         lines.append(f"- **{j.verdict}** `{j.name}`: {j.sentence}")
@@ -132,6 +134,11 @@ def _claims(judgements: Iterable[Judgement], clean: Clean) -> str:
         lines.append(f"  {clean(j.why)}{adjusted}")
         lines += [f"  Note: {clean(reason)}." for reason in reasons(j)]
         lines.append(f"  Criterion: `{j.criterion}`")
+        for event in revised:
+            for key, words, other in (("claim", "Revised by", "by"), ("by", "Revises", "claim")):
+                if event.body[key] == f"{study}/{j.name}":
+                    because = clean(str(event.body["because"]))
+                    lines.append(f"  {words} `{event.body[other]}` ({event.at[:10]}): {because}")
     return "\n".join(lines or ["No claims."]) + "\n"
 
 
@@ -325,7 +332,8 @@ def _packages(study: Study, facts: Mapping[str, Any]) -> str:
 
 
 def _events(study: Study, events: Sequence[Event]) -> list[str]:
-    mine = [event for event in events if event.study == study.id]
+    linked = revisions(events, study.id)
+    mine = [event for event in events if event.study == study.id or event in linked]
     if not mine:
         return []
     lines = []
@@ -341,6 +349,8 @@ def _told(event: Event) -> str:
     body = event.body
     if event.kind == "freeze":
         return f"version {body['version']} at commit {str(body['commit'])[:9]}"
+    if event.kind == "revise":
+        return f"{body['claim']} by {body['by']} because {body['because']}"
     told = " because ".join(str(body[key]) for key in ("target", "because") if key in body)
     return told or str(body.get("text", ""))
 

@@ -139,9 +139,12 @@ def build_table(study: Study, selection: Selection, metrics: Sequence[str]) -> T
 
 
 def known_metrics(study: Study, selection: Selection) -> list[str]:
-    """Metrics that runs which count have, those with a definition and a direction first."""
+    """Metrics that runs have, those with a definition and a direction first.
+
+    Also those of invalidated runs: their values are struck, not forgotten.
+    """
     logged: set[str] = set()
-    for run in selection.counting.values():
+    for run in (*selection.counting.values(), *(run for run, _ in selection.invalid)):
         logged.update(selection.values.get(run.id, ()))
 
     def rank(name: str) -> tuple[int, str]:
