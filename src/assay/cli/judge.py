@@ -18,6 +18,7 @@ from assay.core.ledger import invalidations, record
 from assay.core.render import interval, number, reasons
 from assay.core.resampling import ENOUGH_POWER, MOST_SEEDS, Power
 from assay.core.settings import Settings
+from assay.core.strike import strike
 from assay.core.verdict import StudyVerdict, judge_study
 
 COLOURS = {"PASS": "green", "FAIL": "red", "INVALID": "red"}
@@ -165,31 +166,33 @@ def _power(power: Power) -> str:
 
 
 def invalidate(target: str, *, because: str) -> None:
-    """Take a run, or all runs that a study has now, out of evidence. Nothing is deleted.
+    """Take something out of evidence, and what rests on it. Nothing is deleted.
 
     Tables, verdicts and the log change with it; `assay restore` undoes it.
 
     Args:
-        target: Run id (or its first letters), or a study id.
+        target: Run id (or its first letters); a study id, for all runs that it has now;
+            analysis:STUDY/NAME@VERSION, for the values of that version; or artifact:SHA256 (or its
+            first letters), for all runs that read it and all analyses of it.
         because: The reason; it appears in tables and the log.
     """
     settings = Settings.from_environment()
     if not because.strip():
         raise StoreError('An invalidation needs a reason: --because "the client leaked …".')
     with open_index(settings) as index:
-        studies = {name for name, _ in index.studies()}
-        run = None if target in studies else index.find(target)
-        runs = [r.id for r in index.runs(target)] if run is None else [run.id]
-    name, study = (target, target) if run is None else (run.id, run.study)
-    if name in invalidations(ledger(settings)):
-        raise StoreError(f"{name} is invalidated already. `assay restore {name}` undoes it.")
+        struck = strike(target, index)
+    if struck.name in invalidations(ledger(settings)):
+        raise StoreError(
+            f"{struck.name} is invalidated already. `assay restore {struck.name}` undoes it."
+        )
     # The runs by name: a run that is made later is not struck with them.
-    body = {"target": name, "because": because, "runs": sorted(runs)}
-    before = _judged(study, settings)
-    record(settings.ledger_dir, "invalidate", study, body)
+    body = {"target": struck.name, "because": because, "runs": sorted(struck.runs)}
+    before = {study: _judged(study, settings) for study in struck.studies}
+    record(settings.ledger_dir, "invalidate", struck.studies[0], body)
     console = Output()
-    console.print(f"{name} is out of evidence: {because}")
-    _tell_change(before, _judged(study, settings), console)
+    console.print(f"{struck.name} is out of evidence: {because}")
+    for study, old in before.items():
+        _tell_change(old, _judged(study, settings), console)
 
 
 def restore(target: str, *, because: str) -> None:

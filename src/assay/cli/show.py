@@ -95,6 +95,8 @@ def show(run: str, *, json: bool = False) -> None:
     if event is not None:
         console.print(f"invalidated {event.at} by {event.by}: {event.body['because']}", style="red")
     _print_state(found, console)
+    if found.error:
+        console.print(found.error, style="red")
     table = Table(box=None, pad_edge=False, header_style="bold")
     for head in ("metric", "value", "from", "points", "smallest", "largest", "not finite"):
         table.add_column(head)
@@ -109,8 +111,6 @@ def show(run: str, *, json: bool = False) -> None:
             console.print(f"  {key} = {fact}")
     for message in [*found.events, *found.problems]:
         console.print(f"event: {message}")
-    if found.error:
-        console.print(found.error, style="red")
 
 
 def _print_state(run: IndexedRun, console: Console) -> None:
@@ -130,6 +130,10 @@ def _print_state(run: IndexedRun, console: Console) -> None:
         if values:
             listed = ", ".join(f"{k} = {v}" for k, v in values.items())
             console.print(f"{title}: {listed}")
+    for name, sha256 in run.artifacts.items():
+        console.print(f"artifact {name}: sha256 {sha256}")
+    for name, inputs in run.analyses.items():
+        console.print(f"analysis {name} of {', '.join(inputs) or 'no artifact'}")
 
 
 def diff(first: str, second: str, *, json: bool = False) -> None:

@@ -35,6 +35,7 @@ def table(
     md: bool = False,
     csv: bool = False,
     reported: bool = False,
+    analysis_versions: bool = False,
 ) -> None:
     """Mean ± std [n] per arm and cell, 95 % intervals, and deltas to the baseline.
 
@@ -46,6 +47,7 @@ def table(
         md: A Markdown table.
         csv: One line a seed.
         reported: Instead: the values that the study file copied from documents, beside ours.
+        analysis_versions: Instead: what each version of the study's analyses gave, side by side.
     """
     settings = Settings.from_environment()
     loaded = open_study(study, settings)
@@ -53,6 +55,11 @@ def table(
         selection = select(loaded, index, ledger(settings))
     if reported:
         _show_reported(loaded, selection, as_json=json)
+        return
+    if analysis_versions:
+        from assay.cli.analyse import show_versions
+
+        show_versions(loaded, selection, as_json=json)
         return
     known = known_metrics(loaded, selection)
     for name in metrics:

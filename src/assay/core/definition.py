@@ -83,6 +83,58 @@ class Reported:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Analysis:
+    """A versioned function of stored artifacts that gives further metrics of a run."""
+
+    function: str
+    """`module:NAME`, importable from the project folder or installed."""
+    version: int
+    """Raised whenever the function changes. Claims and tables read this version and no other."""
+    says: str
+    """One sentence: what it computes, and what changed with this version."""
+    metrics: tuple[str, ...]
+    """Names of the metrics that it gives, exactly."""
+    artifacts: tuple[str, ...] = ()
+    """File names that it needs; a run that lacks one is told and has no value. Empty: all."""
+
+    def __post_init__(self) -> None:
+        _check_sentence("says", self.says)
+        module, colon, name = self.function.partition(":")
+        if not (colon and module and name.isidentifier()):
+            raise ConfigError(f"function must be module:NAME; got {self.function!r}.")
+        if self.version < 1:
+            raise ConfigError(f"version must be 1 or more; got {self.version}.")
+        if not self.metrics or any("@" in name or not name.strip() for name in self.metrics):
+            raise ConfigError(
+                f"metrics must name what the function gives, without '@'; got {self.metrics!r}."
+            )
+
+    @property
+    def known(self) -> list[str]:
+        """Its metrics, plain (of this version) and of every version up to it: `name@1` and so on."""
+        versions = range(1, self.version + 1)
+        return [*self.metrics, *(f"{name}@{n}" for name in self.metrics for n in versions)]
+
+
+def analyses_of(raw: Mapping[str, Any], file: str) -> dict[str, Analysis]:
+    """The `[analyses.NAME]` tables of a study file.
+
+    Raises:
+        ConfigError: A table that is none, or breaks a rule of `Analysis`.
+    """
+    for name, values in raw.items():
+        if not NAME.fullmatch(name) or not isinstance(values, Mapping):
+            raise ConfigError(
+                f"{file} [analyses.{name}]: must be a table with a name of letters, digits, '.', "
+                f"'_' or '-'; got {values!r}."
+            )
+    return {
+        name: build(Analysis, values, where=f"{file} [analyses.{name}]")
+        for name, values in raw.items()
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Collect:
     """Where a program leaves its numbers.
 
@@ -174,6 +226,7 @@ class Study:
         digest: Identity of everything that decides runs and verdicts.
         scale: Name of the scale that it is read at; "" for the file as it is.
         scales: All scales of the file: name → sentence.
+        analyses: Versioned functions of stored artifacts.
     """
 
     table: StudyTable
@@ -193,6 +246,7 @@ class Study:
     task: Task | None = None
     scale: str = ""
     scales: Mapping[str, str] = field(default_factory=dict)
+    analyses: Mapping[str, Analysis] = field(default_factory=dict)
 
     @property
     def id(self) -> str:

@@ -89,8 +89,13 @@ def _select(study: Study, index: Index, struck: Mapping[str, Event]) -> Selectio
         if len(same) > 1:
             same.sort(key=_precedence)
     values: dict[str, dict[str, MetricRow]] = {}
+    by_id = {run.id: run for run in runs}
     for row in rows:
-        values.setdefault(row.run, {})[row.name] = row
+        if not row.source.startswith("analysis ") or not _is_struck(
+            study.id, row.source.removeprefix("analysis "), by_id[row.run], struck
+        ):
+            values.setdefault(row.run, {})[row.name] = row
+    _pin(study, values)
     return Selection(
         planned=planned,
         counting={place: same[0] for place, same in candidates.items()},
@@ -100,6 +105,26 @@ def _select(study: Study, index: Index, struck: Mapping[str, Event]) -> Selectio
         values=values,
         broken=tuple(broken),
     )
+
+
+def _is_struck(study: str, analysis: str, run: IndexedRun, struck: Mapping[str, Event]) -> bool:
+    """Whether a result was invalidated: by its analysis and version, or by an artifact it read."""
+    inputs = run.analyses.get(analysis, {}).values()
+    return f"analysis:{study}/{analysis}" in struck or any(
+        f"artifact:{sha256}" in struck for sha256 in inputs
+    )
+
+
+def _pin(study: Study, values: Mapping[str, dict[str, MetricRow]]) -> None:
+    """Give the metrics of each analysis, in the version that the study asks for, their own name.
+
+    What the run itself measured under that name stands: an analysis adds, it does not replace.
+    """
+    pins = {f"analysis {name}@{one.version}" for name, one in study.analyses.items()}
+    for found in values.values() if pins else ():
+        for name, row in list(found.items()):
+            if row.source in pins:
+                found.setdefault(name.rpartition("@")[0], row)
 
 
 def _precedence(run: IndexedRun) -> tuple[int | str, ...]:
@@ -156,6 +181,7 @@ class StudyEvidence:
     def metrics(self) -> frozenset[str]:
         """Metrics that are declared or were logged by runs that count."""
         known = set(self.study.metrics)
+        known.update(*(analysis.known for analysis in self.study.analyses.values()))
         for run in self.selection.counting.values():
             known.update(self.selection.values.get(run.id, ()))
         return frozenset(known)

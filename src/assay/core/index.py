@@ -26,7 +26,7 @@ from assay.core.read import CurveRow, IndexedRun, LoadedRun, MetricRow
 from assay.core.run import run_folder
 from assay.core.scan import Loaded, load, signatures
 
-VERSION = 3
+VERSION = 4
 """Raised when the schema, or what is read from a run directory, changes."""
 BATCH = 256
 LOCK_TIMEOUT_S = 300

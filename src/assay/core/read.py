@@ -11,6 +11,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from assay.core.analysis import read_results, rows_of
+from assay.core.artifacts import ArtifactStore
 from assay.core.config import flatten
 from assay.core.errors import StoreError
 from assay.core.files import explicit, read_json
@@ -43,6 +45,8 @@ class IndexedRun(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         process_s: Process seconds of all attempts; `spent` tells those of the last.
         results_sha256: Digest of all metric rows without times; equal for equal results.
         code: Commit (short), with "+" if there were changes; "" if unknown.
+        artifacts: Name → sha256 of each artifact as it is now.
+        analyses: Analysis `NAME@VERSION` → name and sha256 of what it read.
     """
 
     id: str
@@ -75,6 +79,8 @@ class IndexedRun(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     process_s: float
     results_sha256: str | None
     code: str
+    artifacts: dict[str, str] = {}
+    analyses: dict[str, dict[str, str]] = {}
 
     def to_json(self) -> bytes:
         """For storage."""
@@ -169,7 +175,11 @@ def load_run(folder: Path) -> LoadedRun | str:
             facts=shared,
             facts_digest=hashlib.sha256(shared.encode()).hexdigest(),
             own_facts=_json(own),
-            metrics=_rows(run.id, state.summary, metrics.series),
+            metrics=_rows(run.id, state.summary, metrics.series)
+            + [
+                MetricRow(run.id, name, value, source, 0, 0, None, None, None)
+                for name, value, source in rows_of(read_results(folder))
+            ],
             curves=[
                 CurveRow(run.id, name, *downsample(series.steps, series.values))
                 for name, series in metrics.series.items()
@@ -220,6 +230,8 @@ def _indexed(
         ],
         process_s=sum(end.spent.get("process_s", 0.0) for end in state.ends.values()),
         results_sha256=_results_digest(metrics.series, state.summary),
+        artifacts={n: a.sha256 for n, a in ArtifactStore(folder).current().items()},
+        analyses={f"{r.name}@{r.version}": r.inputs for r in read_results(folder)},
         code=f"{str(commit)[:9]}{'+' if facts.get('code.dirty') else ''}" if commit else "",
     )
 

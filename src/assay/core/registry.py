@@ -27,7 +27,7 @@ def find_task(engine: str, task: str | None, *, root: Path, where: str) -> tuple
         StudyError: No such engine or task, or the engine's own imports fail.
     """
     try:
-        loaded = _from_project(engine, root) if ":" in engine else _installed(engine, where)
+        loaded = from_project(engine, root) if ":" in engine else _installed(engine, where)
     except (ImportError, AttributeError) as error:
         raise StudyError(
             f"{where}: engine '{engine}' cannot be imported: {error}. Correct module:NAME, or "
@@ -58,7 +58,8 @@ def _installed(name: str, where: str) -> Any:
     return found[name].load()
 
 
-def _from_project(name: str, root: Path) -> Any:
+def from_project(name: str, root: Path) -> Any:
+    """`module:NAME`, with the project folder first where modules are looked for."""
     module, _, attribute = name.partition(":")
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))

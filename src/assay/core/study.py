@@ -24,6 +24,7 @@ from assay.core.definition import (
     Reported,
     Study,
     StudyTable,
+    analyses_of,
     at_scale,
     check_reported_scales,
     choose,
@@ -53,7 +54,7 @@ __all__ = [
 ]
 
 TABLES = ("study", "config", "grid", "arms", "claims", "reported", "environment", "collect",
-          "metrics", "scales")  # fmt: skip
+          "metrics", "scales", "analyses")  # fmt: skip
 GOALS = ("max", "min", "none")
 
 
@@ -137,6 +138,10 @@ def _check(raw: dict[str, Any], path: Path, file: str) -> Study:
     _check_layers(table, raw.get("config", {}), grid, arms, file)
     _check_budget(table, task, file)
     metrics = {**(task.metrics if task else {}), **_metrics(raw.get("metrics", {}), file)}
+    analyses = analyses_of(raw.get("analyses", {}), file)
+    if metrics:  # Else what is measured is not known yet, and any name may be.
+        found = {name: Metric(says=one.says) for one in analyses.values() for name in one.known}
+        metrics = found | metrics
     return Study(
         table=table,
         factor=factor,
@@ -157,6 +162,7 @@ def _check(raw: dict[str, Any], path: Path, file: str) -> Study:
         ),
         engine=engine,
         task=task,
+        analyses=analyses,
     )
 
 
