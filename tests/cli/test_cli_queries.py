@@ -11,7 +11,7 @@ import sys
 import pytest
 from project import ASSAY, TOY, TOY_STUDY, Project
 
-COMMANDS = ["run", "ls", "show", "table", "diff", "verdict", "audit", "freeze", "invalidate", "restore", "revise",
+COMMANDS = ["run", "ls", "show", "table", "diff", "verdict", "audit", "freeze", "invalidate", "restore", "revise", "baseline", "analyse",
             "log", "index", "addition", "addition train", "addition evaluate",
             "addition predict"]  # fmt: skip
 HEAVY = {"torch", "polars", "scipy", "numpy", "matplotlib"}
@@ -285,3 +285,15 @@ def test_audit_tells_what_is_wrong_or_that_nothing_is(project):
     """Exit code 0 without a finding; the same in JSON."""
     assert "audits find nothing" in project("audit", "toy").stdout
     assert project.json("audit", "toy") == {"study": "toy", "findings": []}
+
+
+def test_a_named_baseline_is_compared_with(tmp_path):
+    """`assay baseline` records a version; `--against` shows deltas to it, `--percent` in per cent."""
+    toy = Project(tmp_path).toy()
+    toy("run", "toy")
+    told = toy("baseline", "best", "toy", "low", "--because", "the first").stdout
+    assert "best@1 is arm low of toy" in told
+    shown = toy("table", "toy", "test/score", "--against", "best").stdout
+    assert "Δ to best@1" in shown
+    assert "Δ to best@1, %" in toy("table", "toy", "--against", "best@1", "--percent").stdout
+    assert "Baselines: best@1" in toy.refused("table", "toy", "--against", "best@2")

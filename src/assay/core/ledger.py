@@ -18,11 +18,12 @@ from assay.core.artifacts import write_atomic
 from assay.core.config import canonical, digest
 from assay.core.errors import StoreError, TamperedError
 
-KINDS = ("freeze", "invalidate", "restore", "revise")
+KINDS = ("freeze", "invalidate", "restore", "revise", "baseline")
 NEEDED: Mapping[str, tuple[str, ...]] = {
     "freeze": ("version", "study_digest", "commit", "tree_sha256"),
     "invalidate": ("target", "because"),
     "revise": ("claim", "by", "because"),
+    "baseline": ("name", "version", "study", "arm", "runs_used", "values"),
 }
 """What the body of an event must tell."""
 

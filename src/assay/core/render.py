@@ -4,7 +4,7 @@ import math
 import re
 
 from assay.core.claims import Judgement
-from assay.core.table import Cell, Table
+from assay.core.table import Cell, Delta, Table
 
 NONE = "–"
 MOST_SEEDS = 5
@@ -55,13 +55,20 @@ def interval(low: float | None, high: float | None) -> str:
     return NONE if low is None or high is None else f"{number(low)} to {number(high)}"
 
 
-def delta(row: Cell) -> str:
-    """`+0.46 (−0.13 to 1.05), 6 pairs`: in the unit of the metric."""
-    if row.delta is None:
-        return ""
-    d = row.delta
-    sign = "+" if d.mean > 0 else ""
+def delta(row: Cell, *, percent: bool = False) -> str:
+    """`+0.46 (−0.13 to 1.05), 6 pairs` in the unit of the metric, or `+12 % (…), 6 pairs`."""
+    return "" if row.delta is None else delta_text(row.delta, percent=percent)
+
+
+def delta_text(d: Delta, *, percent: bool = False) -> str:
+    """A difference in the unit of the metric, or in per cent of the baseline's mean."""
     basis = f"{d.n} pair{'' if d.n == 1 else 's'}" if d.paired else "unpaired"
+    if percent:
+        if d.percent is None:
+            return f"{NONE} (the baseline's mean is 0), {basis}"
+        limits = "" if d.percent_low is None else f" ({interval(d.percent_low, d.percent_high)} %)"
+        return f"{'+' if d.percent > 0 else ''}{number(d.percent)} %{limits}, {basis}"
+    sign = "+" if d.mean > 0 else ""
     limits = "" if d.low is None else f" ({interval(d.low, d.high)})"
     return f"{sign}{number(d.mean)}{limits}, {basis}"
 

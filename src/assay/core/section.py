@@ -349,6 +349,8 @@ def _told(event: Event) -> str:
     body = event.body
     if event.kind == "freeze":
         return f"version {body['version']} at commit {str(body['commit'])[:9]}"
+    if event.kind == "baseline":
+        return f"{body['name']}@{body['version']} is arm {body['arm']} because {body['because']}"
     if event.kind == "revise":
         return f"{body['claim']} by {body['by']} because {body['because']}"
     told = " because ".join(str(body[key]) for key in ("target", "because") if key in body)

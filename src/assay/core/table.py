@@ -16,6 +16,7 @@ from assay.core.statistics import (
     mean_interval,
     moments,
     paired_difference,
+    ratio_interval,
     welch_difference,
 )
 from assay.core.study import Study
@@ -26,9 +27,10 @@ Place: TypeAlias = tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delta:
-    """Difference to the baseline, in the unit of the metric.
+    """Difference to the baseline: in the unit of the metric, and in per cent of the baseline.
 
-    `n` counts seed pairs when `paired`; low and high are None without an interval (n < 2).
+    `n` counts seed pairs when `paired`; limits are None without an interval (n < 2; per cent: also
+    where the baseline cannot be told from zero).
     """
 
     mean: float
@@ -36,6 +38,9 @@ class Delta:
     high: float | None
     n: int
     paired: bool
+    percent: float | None = None
+    percent_low: float | None = None
+    percent_high: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +83,11 @@ class Cell:
     def n(self) -> int:
         """Number of finite values."""
         return len(self.seeds) - self.non_finite
+
+    @property
+    def stderr(self) -> float | None:
+        """Standard error of the mean over seeds; None for n < 2."""
+        return None if self.std is None else self.std / math.sqrt(self.n)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,7 +254,7 @@ def _row(
         low=low,
         high=high,
         non_finite=len(seeds) - len(finite),
-        delta=None if baseline is None else _delta(finite, baseline),
+        delta=None if baseline is None else difference(finite, baseline),
     )
 
 
@@ -259,22 +269,31 @@ def _limits(interval: Interval) -> tuple[float | None, float | None]:
     return (low if math.isfinite(low) else None, high if math.isfinite(high) else None)
 
 
-def _delta(values: Mapping[str, float], baseline: Mapping[str, float]) -> Delta | None:
-    """Paired by seed where both arms have seeds in common; else the difference of means."""
+def difference(values: Mapping[str, float], baseline: Mapping[str, float]) -> Delta | None:
+    """Paired by seed where both have seeds in common; else the difference of means."""
     if not values or not baseline:
         return None
     common = [seed for seed in values if seed in baseline]
+    ours, theirs = list(values.values()), list(baseline.values())
     if common:
-        interval = paired_difference([values[s] for s in common], [baseline[s] for s in common])
+        ours, theirs = [values[s] for s in common], [baseline[s] for s in common]
+        interval = paired_difference(ours, theirs)
     else:
-        interval = welch_difference(list(values.values()), list(baseline.values()))
+        interval = welch_difference(ours, theirs)
     low, high = _limits(interval)
-    return Delta(mean=interval.estimate, low=low, high=high, n=interval.n, paired=bool(common))
+    ratio = ratio_interval(ours, theirs, CONFIDENCE, paired=bool(common))
+    percent = [_percent(r) for r in (ratio.estimate, *_limits(ratio))]
+    return Delta(mean=interval.estimate, low=low, high=high, n=interval.n, paired=bool(common),
+                 percent=percent[0], percent_low=percent[1], percent_high=percent[2])  # fmt: skip
+
+
+def _percent(ratio: float | None) -> float | None:
+    return None if ratio is None or not math.isfinite(ratio) else 100 * (ratio - 1)
 
 
 def to_json(table: Table) -> dict[str, Any]:
     """Plain data, every seed with its run id; NaN and infinities as "nan", "inf", "-inf"."""
-    rows = [asdict(row) | {"n": row.n} for row in table.rows]
+    rows = [asdict(row) | {"n": row.n, "stderr": row.stderr} for row in table.rows]
     plain: dict[str, Any] = explicit(asdict(table) | {"rows": rows, "confidence": CONFIDENCE})
     return plain
 
