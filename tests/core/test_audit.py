@@ -172,6 +172,16 @@ def test_the_best_epoch_on_the_reported_split(project, name):
     assert found.headline == "INVALID 1"
 
 
+def test_a_metric_named_best_that_no_claim_reads_is_no_news(project):
+    """Its name says what it is; only a claim on it would be misled."""
+    fill(
+        project,
+        lambda arm, i: {SCORE: GOOD[arm][i], "val/best_score": 0.9},
+        lambda arm, i: {"val/score": [0.1, 0.9, 0.2]},
+    )
+    assert audits(project) == {}
+
+
 def test_the_last_value_is_no_choice(project):
     """A summary that is the last of a rising curve was not chosen."""
     fill(

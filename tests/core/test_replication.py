@@ -64,3 +64,10 @@ def test_rounding_is_allowed_for():
     limit = answer(0.6, OURS).high
     assert answer(round(limit + 0.004, 2), OURS).answer == "agrees"
     assert answer(round(limit + 0.02, 2), OURS).answer == "differs"
+
+
+def test_limits_end_where_the_metric_ends():
+    """A share has no value below 0 or above 1, so none is expected there."""
+    entry = Reported(metric="m", arm="a", value=0.4, source="s")
+    found = replicate(entry, [0.0, 0.0, 1.0, 0.1], bounds=(0.0, 1.0))
+    assert (found.low, found.high, found.answer) == (0.0, 1.0, "agrees")

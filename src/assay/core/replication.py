@@ -17,6 +17,7 @@ from typing import Literal
 from scipy import stats
 
 from assay.core.config import canonical, flatten
+from assay.core.engine import Metric
 from assay.core.evidence import Selection
 from assay.core.render import NONE, interval, mean_std, row_markdown
 from assay.core.statistics import moments
@@ -47,12 +48,18 @@ class Replication:
     n: int = 0
 
 
-def replicate(entry: Reported, values: Sequence[float]) -> Replication:
+def replicate(
+    entry: Reported,
+    values: Sequence[float],
+    *,
+    bounds: tuple[float | None, float | None] = (None, None),
+) -> Replication:
     """Hold a reported value against ours.
 
     Args:
         entry: The reported value.
         values: The finite final values of the runs of its arm and cell.
+        bounds: Smallest and largest possible value of the metric, where there are such.
     """
     n = len(values)
     if entry.not_comparable:
@@ -71,6 +78,8 @@ def replicate(entry: Reported, values: Sequence[float]) -> Replication:
             answer="agrees" if same else "differs", why=why, low=mean, high=mean, n=n
         )
     low, high, what = _limits(entry, values, mean, spread)
+    low = low if bounds[0] is None else max(low, bounds[0])
+    high = high if bounds[1] is None else min(high, bounds[1])
     inside = low - slack <= entry.value <= high + slack
     return Replication(
         answer="agrees" if inside else "differs",
@@ -140,7 +149,8 @@ def replications(
         same = [row for row in rows if (row.metric, row.arm) == (entry.metric, entry.arm)]
         ours = [row for row in same if all(row.cell[key] == at[key] for key in at)]
         values = [v for v in ours[0].seeds.values() if math.isfinite(v)] if len(ours) == 1 else []
-        found = replicate(_at_scale(entry, study.scale), values)
+        meaning = study.metrics.get(entry.metric, Metric(says=""))
+        found = replicate(_at_scale(entry, study.scale), values, bounds=(meaning.low, meaning.high))
         if len(ours) > 1 and not entry.not_comparable and entry.scale in (None, study.scale):
             why = f"it names {len(ours)} cells of ours at once"
             found = Replication(answer="not comparable", why=why)
