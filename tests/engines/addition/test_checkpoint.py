@@ -55,6 +55,8 @@ def test_files_that_do_not_fit_are_named_with_the_reason(tmp_path, made):
     refused(path, file({k: v for k, v in good.items() if k != "ln_f.bias"}), "missing: ln_f.bias")
     refused(path, file({**good, "extra": torch.zeros(1)}), "unknown: extra")
     refused(path, file({**good, "ln_f.weight": torch.zeros(8, dtype=torch.int64)}), "int64")
+    broken = torch.full((8,), float("nan"))
+    refused(path, file({**good, "ln_f.weight": broken}), "NaN or infinite")
     refused(path, file(good, {**plain, "d_modle": 3}), "unknown key 'd_modle'")
     refused(path, file(good, {**plain, "d_ff": 14}), "must be floating point of shape")
     refused(path, file(good, kind="training state"), "weights are needed")

@@ -145,6 +145,11 @@ def assemble(
                 f"config; got {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}. The "
                 "config and the weights are from different models."
             )
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(
+                f"{where}: {slot.name} has numbers that are NaN or infinite, so the model answers "
+                "nothing. The run diverged, or the file is damaged: take an earlier checkpoint."
+            )
         place.copy_(tensor)
     return Model(config=made, parameters=parameters, about=about)
 
