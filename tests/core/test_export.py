@@ -25,6 +25,8 @@ from tensorboard.data import server_ingester
 from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.util import grpc_util, tensor_util
 
+from assay.core.analysis import analyse
+from assay.core.definition import Analysis
 from assay.core.errors import ConfigError, DataError, StoreError
 from assay.core.export import mlflow as mlflow_export
 from assay.core.export import tensorboard as tensorboard_export
@@ -35,6 +37,7 @@ from assay.core.export.tensorboard import write_tensorboard
 from assay.core.export.whole import whole
 from assay.core.foreign import ReportedRun, read_mlruns, read_reported, read_tensorboard
 from assay.core.ledger import invalidations, record
+from assay.core.run import read_record
 
 # A third is no 32-bit number; the others are what a spreadsheet loses.
 CURVE = [1 / 3, math.nan, math.inf, -math.inf, 1e-300, -0.0, 12345678.901234567]
@@ -115,6 +118,19 @@ def test_every_value_of_every_run_is_gathered(runs: list[ExportedRun]) -> None:
     assert failed.about["phase"] == "pilot"
     assert empty.num_values == 0
     assert open_.ended_s is None
+
+
+def test_values_of_analyses_go_along(tmp_path: Path) -> None:
+    """Under their versioned names, beside what the run measured."""
+    project = Project(tmp_path)
+    folder = project.add("a", 1, 0.25, artifact=b"7")
+    (tmp_path / "sevens.py").write_text(
+        "def count(artifacts, run):\n    return {'n': float(artifacts['artifact'].read_bytes())}\n"
+    )
+    analysis = Analysis(function="sevens:count", version=3, says="Count.", metrics=("n",))
+    assert analyse("sevens", analysis, folder, read_record(folder), tmp_path)
+    (run,) = gathered(project)[0]
+    assert run.summary == {SCORE: 0.25, "n@3": 7.0}
 
 
 def test_a_run_changed_after_its_end_is_not_exported(tmp_path: Path) -> None:

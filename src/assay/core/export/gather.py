@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from assay.core.analysis import read_results, rows_of
 from assay.core.config import flatten
 from assay.core.errors import StoreError
 from assay.core.index import Index
@@ -105,6 +106,8 @@ def _read(index: Index, run: IndexedRun, event: Event | None, standing: str | No
     if state.end is not None and state.status == "completed":
         verify_seal(state, state.end)
     metrics = read_metrics(folder, state.starts)
+    # Of every version: NAME@VERSION.
+    analysed = {name: value for name, value, _ in rows_of(read_results(folder))}
     facts = index.facts(run.id)
     seed = run.seed_label or "none"
     mark = "" if event is None else "-invalidated"
@@ -145,7 +148,7 @@ def _read(index: Index, run: IndexedRun, event: Event | None, standing: str | No
             for key, value in values.items()
         },
         series=metrics.series,
-        summary=state.summary,
+        summary=state.summary | analysed,
         created_s=_seconds(run.created_at),
         ended_s=None if state.end is None else _seconds(state.end.ended_at),
         last_step=max((int(s.steps.max()) for s in metrics.series.values()), default=0),
