@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from assay.core.analysis import read_results, rows_of
+from assay.core.analysis import AnalysisResult, read_results, rows_of
 from assay.core.artifacts import ArtifactStore
 from assay.core.config import flatten
 from assay.core.errors import StoreError
@@ -169,7 +169,8 @@ def load_run(folder: Path) -> LoadedRun | str:
         facts = _facts(folder, state)
         own = {k: v for k, v in facts.items() if k.startswith(OWN_FACTS)}
         shared = _json({k: v for k, v in facts.items() if k not in own})
-        run = _indexed(folder, state, metrics, facts)
+        results = read_results(folder)
+        run = _indexed(folder, state, metrics, facts, results)
         return LoadedRun(
             run=run,
             facts=shared,
@@ -178,7 +179,7 @@ def load_run(folder: Path) -> LoadedRun | str:
             metrics=_rows(run.id, state.summary, metrics.series)
             + [
                 MetricRow(run.id, name, value, source, 0, 0, None, None, None)
-                for name, value, source in rows_of(read_results(folder))
+                for name, value, source in rows_of(results)
             ],
             curves=[
                 CurveRow(run.id, name, *downsample(series.steps, series.values))
@@ -200,7 +201,11 @@ def _json(facts: dict[str, Any]) -> str:
 
 
 def _indexed(
-    folder: Path, state: RunState, metrics: RunMetrics, facts: Mapping[str, Any]
+    folder: Path,
+    state: RunState,
+    metrics: RunMetrics,
+    facts: Mapping[str, Any],
+    results: list[AnalysisResult],
 ) -> IndexedRun:
     record, end = state.record, state.end
     commit = facts.get("code.commit")
@@ -231,7 +236,7 @@ def _indexed(
         process_s=sum(end.spent.get("process_s", 0.0) for end in state.ends.values()),
         results_sha256=_results_digest(metrics.series, state.summary),
         artifacts={n: a.sha256 for n, a in ArtifactStore(folder).current().items()},
-        analyses={f"{r.name}@{r.version}": r.inputs for r in read_results(folder)},
+        analyses={f"{r.name}@{r.version}": r.inputs for r in results},
         code=f"{str(commit)[:9]}{'+' if facts.get('code.dirty') else ''}" if commit else "",
     )
 
