@@ -177,6 +177,15 @@ def test_seeds_are_labelled_as_in_a_study(seeds, label, project):
     assert run.path.name.startswith(f"{label or 'none'}-")
 
 
+def test_a_script_that_changes_its_folder_is_a_run_too(project, tmp_path):
+    """The interpreter was named relative to a folder that is not the current one any more."""
+    (tmp_path / "bin").symlink_to(Path(sys.executable).parent)
+    code = "import os, assay; os.chdir('/'); assay.init().finish()"
+    name = f"bin/{Path(sys.executable).name}"
+    subprocess.run([name, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+    assert only_run(project).status == "completed"
+
+
 def test_a_dataclass_is_a_config(project):
     """Dataclasses are stored as plain tables."""
     with assay.init(config=Config(width=4)) as run:

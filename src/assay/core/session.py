@@ -223,6 +223,13 @@ def _latest() -> Run:
     return _OPEN_RUNS[-1]
 
 
+def _command_line() -> list[str]:
+    """What was typed; the interpreter as it is found from here, should the folder have changed."""
+    program, *rest = sys.orig_argv
+    moved = "/" in program and not Path(program).exists()
+    return [sys.executable if moved else program, *rest]
+
+
 def _fresh_run(
     settings: Settings,
     study: str,
@@ -233,7 +240,7 @@ def _fresh_run(
     # The contract compares realised provenance, so a run without it is not begun.
     provenance = capture(
         root=settings.root,
-        argv=list(sys.orig_argv),
+        argv=_command_line(),
         env=settings.environment,
         salt=salt_of(settings.cache_dir),
         cwd=Path.cwd(),
