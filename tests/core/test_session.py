@@ -180,7 +180,8 @@ def test_seeds_are_labelled_as_in_a_study(seeds, label, project):
 
 def test_a_script_that_changes_its_folder_is_a_run_too(project, tmp_path):
     """The interpreter was named relative to a folder that is not the current one any more."""
-    code = "import os, assay; os.chdir('/'); assay.init().finish()"
+    (tmp_path / "deeper" / "still").mkdir(parents=True)
+    code = "import os, assay; os.chdir('deeper/still'); assay.init().finish()"
     name = os.path.relpath(sys.executable, tmp_path)
     subprocess.run([name, "-c", code], cwd=tmp_path, check=True, capture_output=True)
     assert only_run(project).status == "completed"
