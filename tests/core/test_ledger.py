@@ -93,7 +93,7 @@ def test_unknown_kind_or_lacking_body_is_an_error(tmp_path, monkeypatch):
         read_ledger(tmp_path / "b")
 
 
-@pytest.mark.parametrize("kind", ["verdict", "revise", "note"])
+@pytest.mark.parametrize("kind", ["verdict", "absolve", "note"])
 def test_a_kind_that_nothing_records_is_refused(tmp_path, kind):
     """What no command writes would be read as if it meant something."""
     with pytest.raises(AssertionError):
