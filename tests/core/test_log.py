@@ -408,7 +408,7 @@ def test_reported_values_stand_beside_ours(tmp_path):
     text = write(project).text
     assert "### Reported (not evidence)" in text
     assert "never evidence" in text
-    row = r"| `test/score` | a | all | 0.99967 | old.txt, line 12 | another \| machine | 0.2167 ± 0.1258 [3] | -0.4085 to 0.8418 | differs: outside what one more run would be |"
+    row = r"| `test/score` | a | all | 0.99967 | old.txt, line 12 | another \| machine | 0.2167 ± 0.1258 [3] | 0 to 0.8418 | differs: outside what one more run would be |"
     assert row in text
     assert (
         "| `test/other` | b | all | 3 ± 0.25 [4] | old.txt | – | – [0] (3 without it) | – | not comparable: no run of ours has this value |"
