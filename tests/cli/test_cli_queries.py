@@ -12,7 +12,7 @@ import pytest
 from project import ASSAY, TOY, TOY_STUDY, Project
 
 COMMANDS = ["run", "ls", "show", "table", "diff", "verdict", "audit", "freeze", "invalidate", "restore", "revise", "baseline", "analyse",
-            "log", "index", "addition", "addition train", "addition evaluate",
+            "log", "index", "import", "addition", "addition train", "addition evaluate",
             "addition predict"]  # fmt: skip
 HEAVY = {"torch", "polars", "scipy", "numpy", "matplotlib"}
 

@@ -32,11 +32,13 @@ COMMANDS = {
     "log": ("log", "Write EXPERIMENTS.md, or check it."),
     "index": ("show", "Refresh or rebuild the index."),
     "export": ("export", "Write runs for TensorBoard, MLflow, CSV or Parquet."),
+    "import": ("imports", "Read hand-kept logs and audit their arithmetic."),
     "import-runs": ("foreign", "List the runs of TensorBoard or MLflow files."),
 }
 """Command → its module, and what `assay --help` says of it without loading the module."""
 for _name, (_module, _says) in COMMANDS.items():
-    app.command(f"assay.cli.{_module}:{_name.replace('-', '_')}", name=_name, help=_says)
+    _function = "import_" if _name == "import" else _name.replace("-", "_")
+    app.command(f"assay.cli.{_module}:{_function}", name=_name, help=_says)
 app.command("assay.cli.addition:app", name="addition", help="Engine: transformers that add.")
 
 BROKEN_PIPE = 141

@@ -1,0 +1,1 @@
+"""The checks of a log's arithmetic, one kind of statement a module."""

@@ -1,0 +1,52 @@
+"""What the checks share."""
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from assay.core.reported.document import Block
+from assay.core.reported.quantities import Quantity, overlap
+
+LOWER = ("loss", "error", "err", "bpb", "bpc", "perplexity", "ppl", "mae", "mse", "rmse", "wer", "cer", "nll", "fid", "regret", "latency", "eer")  # fmt: skip
+HIGHER = ("acc", "accuracy", "f1", "auc", "score", "map", "precision", "recall", "bleu", "r2", "reward", "em", "mrr", "ndcg", "iou", "dice", "lb", "throughput", "psnr")  # fmt: skip
+
+
+class Found(NamedTuple):
+    """A finding before the file's name is known."""
+
+    rule: str
+    line: int
+    column: int
+    printed: str
+    recomputed: str
+    says: str
+    way_out: str
+    severity: Literal["error", "note"] = "error"
+
+
+Findings = Iterator[Found]
+
+
+def at(block: Block, offset: int) -> tuple[int, int]:
+    """Line and column of a place in a block."""
+    return block.place(offset)
+
+
+def agree(quantity: Quantity, low: float, high: float) -> bool:
+    """Whether a value between two bounds can be printed as a quantity."""
+    return overlap(quantity.low, quantity.high, min(low, high), max(low, high))
+
+
+def ratio(top: Quantity, bottom: Quantity) -> tuple[float, float]:
+    """Bounds of the quotient of two printed numbers; a divisor that may be 0 bounds nothing."""
+    if bottom.low <= 0 <= bottom.high:
+        return -float("inf"), float("inf")
+    ends = [a / b for a in (top.low, top.high) for b in (bottom.low, bottom.high)]
+    return min(ends), max(ends)
+
+
+def direction(name: str) -> int:
+    """Whether more (1) or less (-1) of a metric is better, as far as its name tells; else 0."""
+    words = "".join(char if char.isalnum() else " " for char in name.lower()).split()
+    lower = any(word.rstrip("s") in LOWER or word in LOWER for word in words)
+    higher = any(word in HIGHER for word in words)
+    return 0 if lower == higher else (-1 if lower else 1)

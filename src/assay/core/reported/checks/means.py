@@ -1,0 +1,216 @@
+"""Means: a row or a column of a table, or a list in prose, and the mean printed for it."""
+
+import math
+import re
+from collections.abc import Sequence
+
+from assay.core.reported.checks.common import Findings, Found, agree, at
+from assay.core.reported.document import Block, Document
+from assay.core.reported.quantities import NUMBER, START, Quantity, quantity, shown
+from assay.core.reported.tables import Row, Table
+
+MEAN = re.compile(
+    r"\W*(?:mean|avg|average)\b\.?(?!\s+(?:of\s+)?(?:best|top|over\b.*epoch))", re.IGNORECASE
+)
+TOTAL = re.compile(r"\W*(?:total|sum)\W*", re.IGNORECASE)
+REPEAT = re.compile(
+    r"\W*(?:(?:seed|fold|run|trial|rep|repeat|split|cv|s|f)\s?[ _#=:-]?\s?\d{1,6}|\d{1,6})\W*",
+    re.IGNORECASE,
+)
+SUMMARY = re.compile(
+    r"\W*(?:std|stdev|sd|sem|stderr|min|max|median|total|sum|range|best|worst|ci|mean|avg|average)\b",
+    re.IGNORECASE,
+)
+MEAN_WORD = re.compile(r"mean|av(?:g|erage)", re.IGNORECASE)
+LIST = rf"{NUMBER}%?(?:\s{{0,3}}(?:,|/|;|\band\b)\s{{0,3}}{NUMBER}%?){{1,40}}"
+TOLD = re.compile(
+    rf"{START}(?P<list>{LIST})\s{{0,2}}[)\]]?\s{{0,3}}[(,;→=:—-]{{0,2}}\s{{0,3}}(?:mean|avg|average)\b\.?\s{{0,3}}(?:of|is|=|:|→)?\s{{0,3}}(?P<mean>{NUMBER})(?:\s?±\s?(?P<std>{NUMBER}))?(?!\w)",
+    re.IGNORECASE,
+)
+CV = re.compile(
+    rf"^\s{{0,4}}(?:local\s)?CV(?:\s(?:score|mean))?\s{{0,2}}[:=]?\s{{0,2}}(?P<n>{NUMBER})(?!\w)",
+    re.MULTILINE,
+)
+NAMED = re.compile(
+    rf"\b(?:mean|avg|average)\s{{1,3}}(?:of\s{{1,3}})?[\[(]?(?P<list>{LIST})[\])]?\s{{0,3}}(?:=|→|is|:)\s{{0,3}}(?P<mean>{NUMBER})(?:\s?±\s?(?P<std>{NUMBER}))?(?!\w)",
+    re.IGNORECASE,
+)
+
+
+def mean_rows(table: Table) -> Findings:
+    """A row of means (or totals) that the rows above it do not have."""
+    above: list[Row] = []
+    for row in table.rows:
+        if MEAN.match(row.label):
+            yield from _mean_row(table, above, row)
+            above = []
+        elif TOTAL.fullmatch(row.label):
+            yield from _total_row(table, above, row)
+            above = []
+        elif not SUMMARY.match(row.label):
+            above.append(row)
+
+
+def _mean_row(table: Table, above: Sequence[Row], row: Row) -> Findings:
+    repeats = all(REPEAT.fullmatch(each.label) for each in above)
+    wrong, fits = [], 0
+    for column in range(1, len(table.head)):
+        mean = row.cells[column].quantity
+        values = [q for each in above if (q := each.cells[column].quantity)]
+        if mean is None or len(values) < 2 or len(values) != len(above):
+            continue
+        low, high = _mean(values)
+        if agree(mean, low, high):
+            fits += 1
+        else:
+            outside = mean.low > max(v.high for v in values) or mean.high < min(
+                v.low for v in values
+            )
+            wrong.append((column, mean, (low + high) / 2, outside))
+    for column, mean, value, outside in wrong:
+        if fits >= len(wrong) or repeats or outside:
+            cell = row.cells[column]
+            yield _found(
+                cell.line, cell.column, f"{row.label}, {table.head[column]}: {cell.words}",
+                shown(value, mean), f"the {len(above)} rows above have the mean {shown(value, mean, more=1)}",
+            )  # fmt: skip
+
+
+def _total_row(table: Table, above: Sequence[Row], row: Row) -> Findings:
+    wrong, fits = [], 0
+    for column in range(1, len(table.head)):
+        total = row.cells[column].quantity
+        values = [q for each in above if (q := each.cells[column].quantity)]
+        if total is None or len(values) < 2 or len(values) != len(above):
+            continue
+        low, high = sum(v.low for v in values), sum(v.high for v in values)
+        whole = all(v.whole for v in values)
+        value = sum(v.value for v in values)
+        if agree(total, value, value) if whole else agree(total, low, high):
+            fits += 1
+        else:
+            wrong.append((column, total, value))
+    for column, total, value in wrong:
+        if fits >= len(wrong):
+            cell = row.cells[column]
+            yield _found(
+                cell.line, cell.column, f"{row.label}, {table.head[column]}: {cell.words}",
+                shown(value, total), f"the {len(above)} rows above have the sum {shown(value, total)}",
+            )._replace(rule="total")  # fmt: skip
+
+
+def mean_columns(table: Table) -> Findings:
+    """A column of means that the columns of seeds or folds do not have."""
+    repeats = [n for n, name in enumerate(table.head) if n and REPEAT.fullmatch(name)]
+    means = [n for n, name in enumerate(table.head) if MEAN.match(name)]
+    if len(repeats) < 2 or len(means) != 1:
+        return
+    for row in table.rows:
+        values = [q for n in repeats if (q := row.cells[n].quantity)]
+        cell = row.cells[means[0]]
+        mean = cell.quantity
+        if mean is None or len(values) != len(repeats):
+            continue
+        yield from _checked(
+            cell.line, cell.column, f"{row.label}: {cell.words}", values, mean, mean.spread
+        )
+
+
+def cross_validation(document: Document) -> Findings:
+    """`CV: 0.775` under a table of folds: the mean of none of its columns."""
+    for blocks in document.sections:
+        table: Table | None = None
+        for block in blocks:
+            if block.table is not None:
+                table = block.table
+            found = CV.search(block.clean) if block.prose and table else None
+            if table is None or found is None:
+                continue
+            folds = [row for row in table.rows if REPEAT.fullmatch(row.label)]
+            columns = [
+                [q for row in folds if (q := row.cells[n].quantity)] for n in table.numeric if n
+            ]
+            columns = [values for values in columns if len(values) == len(folds) >= 3]
+            told = quantity(found["n"])
+            if told is None or not columns:
+                continue
+            bounds = [_mean(values) for values in columns]
+            inside = any(
+                min(v.low for v in c) <= told.value <= max(v.high for v in c) for c in columns
+            )
+            if inside and not any(
+                low - told.half <= told.high and told.low <= high + told.half
+                for low, high in bounds
+            ):
+                line, column = at(block, found.start())
+                value = sum(bounds[0]) / 2
+                yield _found(
+                    line, column, found[0], shown(value, told), f"no column of the {len(folds)} folds above "
+                    f"has this mean; the first has {shown(value, told, more=1)}",
+                )._replace(severity="note")  # fmt: skip
+
+
+def told_means(block: Block) -> Findings:
+    """A mean in prose that the numbers beside it do not have."""
+    for pattern in (TOLD, NAMED) if MEAN_WORD.search(block.text) else ():
+        for found in pattern.finditer(block.clean):
+            texts = re.findall(NUMBER, found["list"])
+            values = [value for text in texts if (value := quantity(text))]
+            mean, std = quantity(found["mean"]), quantity(found["std"] or "")
+            if mean is None or len(values) < 2:
+                continue
+            line, column = at(block, found.start())
+            printed = " ".join(found[0].split())
+            yield from _checked(line, column, printed, values, mean, std.value if std else None)
+
+
+def _checked(
+    line: int,
+    column: int,
+    printed: str,
+    values: Sequence[Quantity],
+    mean: Quantity,
+    std: float | None,
+) -> Findings:
+    low, high = _mean(values)
+    if not agree(mean, low, high):
+        value = (low + high) / 2
+        yield _found(
+            line,
+            column,
+            printed,
+            shown(value, mean),
+            f"the {len(values)} values have the mean {shown(value, mean, more=1)}",
+        )
+    elif std is not None and not any(
+        _near(std, spread, mean, values) for spread in _spreads(values)
+    ):
+        sample, population, _ = _spreads(values)
+        yield _found(
+            line, column, printed, f"± {shown(sample, mean)}",
+            f"the {len(values)} values have the standard deviation {sample:.4g} (n - 1) or {population:.4g} (n)",
+        )._replace(rule="spread", severity="note")  # fmt: skip
+
+
+def _mean(values: Sequence[Quantity]) -> tuple[float, float]:
+    return sum(v.low for v in values) / len(values), sum(v.high for v in values) / len(values)
+
+
+def _spreads(values: Sequence[Quantity]) -> tuple[float, float, float]:
+    """Standard deviation with n - 1 and with n, and the standard error."""
+    n, mean = len(values), sum(v.value for v in values) / len(values)
+    squares = sum((v.value - mean) ** 2 for v in values)
+    return math.sqrt(squares / (n - 1)), math.sqrt(squares / n), math.sqrt(squares / (n - 1) / n)
+
+
+def _near(std: float, spread: float, mean: Quantity, values: Sequence[Quantity]) -> bool:
+    """Whether rounding of the values and of the spread may account for the difference."""
+    return abs(std - spread) <= 1.001 * (mean.half + max(v.half for v in values))
+
+
+def _found(line: int, column: int, printed: str, recomputed: str, says: str) -> Found:
+    return Found(
+        "mean", line, column, printed, recomputed,
+        f"A summary must be that of its values: {says}.",
+        "Correct the summary, or the value that is wrong.",
+    )  # fmt: skip
