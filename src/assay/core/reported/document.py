@@ -13,7 +13,7 @@ from pathlib import Path
 
 from assay.core.errors import StoreError
 from assay.core.reported.clean import clean, without_hidden
-from assay.core.reported.flattened import Line, is_flattened, unflatten
+from assay.core.reported.flattened import Line, cut, is_flattened, stripped, unflatten
 from assay.core.reported.tables import Table, pipe_table, space_tables
 
 MAX_BYTES = 32 * 2**20
@@ -241,12 +241,12 @@ class _Builder:
         elif UNDERLINE.match(line.text) and self._is_title():
             title = self._open.pop()
             self.close()
-            self._heading(_stripped(title, 0), 1 if "=" in line.text else 2)
+            self._heading(stripped(title, 0), 1 if "=" in line.text else 2)
         elif RULE.match(line.text) and self._kind != "spaced":
             self.close()
         elif item := ITEM.match(line.text):
             self.close()
-            self._kind, self._open = "item", [_stripped(line, item.end())]
+            self._kind, self._open = "item", [stripped(line, item.end())]
         else:
             self._text(line)
 
@@ -345,32 +345,14 @@ class _Builder:
             if piece and (apart or size + len(line.text) > MAX_BLOCK or kind == "output"):
                 self._put(kind, "\n".join(each.text for each in piece), piece[0])
                 piece, size = [], 0
-            for cut in _cut(line):
-                if len(cut.text) >= MAX_BLOCK:
-                    self._put(kind, cut.text, cut)
-                elif cut.text.strip() or piece:
-                    piece.append(cut)
-                    size += len(cut.text)
+            for part in cut(line, MAX_BLOCK):
+                if len(part.text) >= MAX_BLOCK:
+                    self._put(kind, part.text, part)
+                elif part.text.strip() or piece:
+                    piece.append(part)
+                    size += len(part.text)
         if piece:
             self._put(kind, "\n".join(each.text for each in piece), piece[0])
-
-
-def _stripped(line: Line, mark: int) -> Line:
-    """A line without its mark and the blanks around it, where it really begins."""
-    text = line.text[mark:]
-    lead = mark + len(text) - len(text.lstrip())
-    return Line(line.number, line.column + lead, text.strip())
-
-
-def _cut(line: Line) -> Iterator[Line]:
-    """A line in pieces that are not too long, cut at blanks where there are some."""
-    text, start = line.text, 0
-    while len(text) - start > MAX_BLOCK:
-        end = text.rfind(" ", start + MAX_BLOCK // 2, start + MAX_BLOCK)
-        end = start + MAX_BLOCK if end < 0 else end
-        yield Line(line.number, line.column + start, text[start:end].ljust(MAX_BLOCK))
-        start = end
-    yield Line(line.number, line.column + start, text[start:])
 
 
 def _is_command(text: str) -> bool:

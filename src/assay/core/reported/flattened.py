@@ -34,6 +34,24 @@ class Line:
     text: str
 
 
+def stripped(line: Line, mark: int) -> Line:
+    """A line without its mark and the blanks around it, where it really begins."""
+    text = line.text[mark:]
+    lead = mark + len(text) - len(text.lstrip())
+    return Line(line.number, line.column + lead, text.strip())
+
+
+def cut(line: Line, limit: int) -> Iterator[Line]:
+    """A line in pieces no longer than a limit, cut at blanks where there are some."""
+    text, start = line.text, 0
+    while len(text) - start > limit:
+        end = text.rfind(" ", start + limit // 2, start + limit)
+        end = start + limit if end < 0 else end
+        yield Line(line.number, line.column + start, text[start:end].ljust(limit))
+        start = end
+    yield Line(line.number, line.column + start, text[start:])
+
+
 def is_flattened(text: str) -> bool:
     """Whether a line holds several: two headings, or a table's rows."""
     if len(text) < LONG:
