@@ -45,7 +45,7 @@ def test_markdown(project):
     (project.root / "log.md").write_text(LOG + "\n<script>x</script> `| a`\n")
     project("import", "log.md", "--markdown", "out.md", code=4)
     page = (project.root / "out.md").read_text()
-    assert "| 5:6 | error | share | 122 / 128 (95.5% | 95.3% | 122/128 is 95.31%" in page
+    assert "| 5:6 | error | share | 122 / 128 (95.5%) | 95.3% | 122/128 is 95.31%" in page
     assert "| 3:4 |  | Exp 1 — FAILED | FAILED |" in page
     assert "out.md" in project.refused("import", "log.md", "--markdown", "out.md")
 

@@ -51,7 +51,7 @@ def test_what_cannot_be_a_baseline_is_refused(project, tmp_path):
     for arm, because, told in (("c", "x", "unknown arm 'c'"), ("a", " ", "a reason")):
         with pytest.raises(StudyError, match=told):
             put(project, arm=arm, because=because)
-    with pytest.raises(StudyError, match="no values yet"):
+    with pytest.raises(StudyError, match="has none that count"):
         put(Project(tmp_path / "empty"))
     assert project.events() == []
 

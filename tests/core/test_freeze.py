@@ -279,6 +279,16 @@ def test_power_grows_with_the_effect_and_with_seeds(tmp_path):
     assert power_of(small.study, small.select()) == [found], "the deals are reproducible"
 
 
+def test_power_of_a_few_planned_seeds_ends(tmp_path):
+    """Two planned seeds: the search for enough of them has no middle to go to at its end."""
+    text = edit(STUDY, (EIGHT[0], EIGHT[1].replace("[1, 2, 3, 4, 5, 6, 7, 8]", "[1, 2, 3, 4]")))
+    project = Project(tmp_path, text)
+    project.fill(a=[0.52, 0.64, 0.58, 0.61], b=[0.81, 0.62, 0.79, 0.66])
+    (found,) = power_of(project.study, project.select())
+    assert found.power < 0.8
+    assert 5 <= (found.enough or 0) <= 16
+
+
 def test_power_agrees_with_the_exact_calculation(tmp_path):
     """Rates of one half and one: the share of deals is the exact power, within sampling."""
     text = edit(STUDY, EIGHT, ('diff("test/score", "b", "a") > 0',

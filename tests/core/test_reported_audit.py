@@ -22,14 +22,18 @@ SENTENCES = [
     ("exact `0.1933` (80,670 errors / 100,000)", "exact `0.1943` (80,670 errors / 100,000)", "share"),
     ("`0.99988` (12/100,000 errors)", "`0.99978` (12/100,000 errors)", "share"),
     ("97.5% (3 wrong of 120)", "98.5% (3 wrong of 120)", "share"),
-    ("3 of 5 seeds (60%) grokked", "3 of 5 seeds (50%) grokked", "share"),
+    ("rank 3 of 5 (60%)", "rank 3 of 5 (50%)", "share"),
     ("LR was 2e-4 (40% of 5e-4)", "LR was 2e-4 (50% of 5e-4)", "share"),
     ("4 of 5 seeds passed", "6 of 5 seeds passed", "count"),
     ("loss 2.31 → 1.98 (-14.3%)", "loss 2.31 → 1.98 (-24.3%)", "change"),
     ("acc from 81.3% to 82.7% (+1.4%)", "acc from 81.3% to 82.7% (+2.4%)", "change"),
     ("0.62 -> 0.65 (+0.03)", "0.62 -> 0.65 (+0.05)", "change"),
     ("80.1 -> 82.4 (+2.3 pp)", "80.1 -> 82.4 (+3.3 pp)", "change"),
-    ("120 → 40 (3.0x)", "120 → 40 (4.0x)", "change"),
+    ("12.0 → 4.0 (3.0x)", "12.0 → 4.0 (4.0x)", "change"),
+    ("120 ms → 40 ms (3.0x faster)", "120 ms → 40 ms (4.0x faster)", "change"),
+    ("80.1 vs 84.3 (+4.2)", "80.1 vs 84.3 (+5.2)", "change"),
+    ("45/60 = 0.75 of all", "45/60 = 0.70 of all", "share"),
+    ("45/60 passed", "61/60 passed", "count"),
     ("cosine (0.056 vs 0.030, ~2x)", "cosine (0.056 vs 0.030, ~4x)", "change"),
     ("Mean of 0.712, 0.734, 0.698 = 0.715", "Mean of 0.712, 0.734, 0.698 = 0.725", "mean"),
     ("seeds 0.90, 0.80, 0.70, mean 0.80", "seeds 0.90, 0.80, 0.70, mean 0.90", "mean"),
@@ -55,6 +59,9 @@ def test_sentences(sound, faulty, rule):
         # 15.94 / 128 would be 12.45 %: the printed count says 12.4.
         ("**15.9 / 128** (12.5%)", "share"),
         ("2/3 (66%)", "share"),
+        # 92 % may be what two of three seeds reached.
+        ("2/3 seeds (92%)", "share"),
+        ("3 of 5 seeds (50%) grokked", "share"),
         ("0.627 → 0.650 (+2.3%)", "change"),
         ("1, 2, 3, mean 2.0 ± 5.0", "spread"),
     ],
@@ -67,7 +74,10 @@ def test_doubtful_sentences(text, rule):
 @pytest.mark.parametrize(
     "text",
     [
-        "Phase 6/7 (80% done)",
+        "Phase 6/7 (80% done), fold 2/5 (81%), Epoch 10/50: 91.2%, seed 2/3 (99.1%), batch 12/48 (26%)",
+        "500 MB / 2 GB (25%), 7/10 (+10%), 7/10 → 8/10 (+10%), 1/3 (~30%)",
+        "Steps 5000 → 10000 (+2.3%), width 64 → 128 (+1.2), from epoch 3 to 5 (+0.5%), depth 2 → 4 (+3.1%)",
+        "batch 32 vs 64, 1.5x faster; lr 0.1 → 0.2 (+3.5%); dropout 0.1 -> 0.3 (-0.5%); α = 0.1 → 0.3 (+2%)",
         "lr 1e-3 → 1e-4 (10 epochs), see 3/4 and 2026-01-30 04:41 UTC",
         "signal ~ sqrt(M/d) ~ sqrt(4/256) ~ 0.12; phi(z) = (1-alpha)*z + alpha*tanh(z)",
         "`python train.py --mean 0.1,0.2 = 0.9`",
@@ -175,6 +185,58 @@ SEEDS = """
 | ours | 0.91 | 0.93 | 0.95 | {} |
 | base | 0.81 | 0.83 | 0.85 | 0.83±0.02 |
 """
+
+
+OTHER_MEANS = """
+| run | acc | steps |
+|---|---|---|
+| 1 | 0.90 | 1000 |
+| 2 | 0.80 | 2000 |
+| 3 | 0.10{} | 3000{} |
+| {} | {} | 1500 |
+"""
+
+
+@pytest.mark.parametrize(
+    ("mark", "label", "value"),
+    [
+        (" (diverged)", "mean", "0.85"),
+        ("*", "mean", "0.85"),
+        ("", "mean (excl. 3)", "0.85"),
+        ("", "Average (all 12)", "0.85"),
+        ("", "weighted mean", "0.75"),
+        ("", "average (micro)", "0.85"),
+    ],
+)
+def test_means_of_something_else(mark, label, value):
+    """A mean that leaves rows out, or weighs them, is not the plain one."""
+    assert rules(OTHER_MEANS.format(mark, mark, label, value)) == []
+    assert rules(OTHER_MEANS.format("", "", "mean", value)) != []
+
+
+def test_deviations_of_rows():
+    """A row of standard deviations, and the spread of a mean, under repeats."""
+    table = "| fold | acc |\n|--|--|\n| 1 | 0.80 |\n| 2 | 0.90 |\n| 3 | 0.70 |\n| mean | 0.80{} |\n| std | {} |\n"
+    assert rules(table.format("", "0.10")) == []
+    assert rules(table.format(" ± 0.08", "0.08")) == []
+    assert rules(table.format("", "0.30")) == [("spread", "note")]
+    assert rules(table.format(" ± 0.30", "0.10")) == [("spread", "note")]
+
+
+def test_share_columns():
+    """Per cents of a column k/n, or of two columns, where the other rows show it."""
+    one = "| model | correct | acc |\n|--|--|--|\n| A | 30/60 | 50.0% |\n| B | 45/60 | 75.0% |\n| C | 12/60 | {}% |\n"
+    two = "| model | correct | total | acc |\n|--|--|--|--|\n| A | 30 | 60 | 50.0% |\n| B | 45 | 60 | 75.0% |\n| C | 12 | 60 | {}% |\n"
+    for table in (one, two):
+        assert rules(table.format("20.0")) == []
+        assert rules(table.format("30.0")) == [("share", "error")]
+
+
+def test_groups_with_their_own_baseline():
+    """A row that implies the value of another row has that one as its baseline."""
+    table = "| model | acc | Δ |\n|--|--|--|\n| base | 60.0 | - |\n| a | 61.0 | +1.0 |\n| b | 62.0 | +2.0 |\n| c | 63.0 | +3.0 |\n| large | 70.0 | |\n| d | 72.0 | {} |\n"
+    assert rules(table.format("+2.0")) == []
+    assert rules(table.format("+3.0")) == [("delta", "error")]
 
 
 def test_means_of_columns():

@@ -176,6 +176,8 @@ def _last_line(state: RunState) -> str:
     if state.end is not None and state.end.error:
         lines = state.end.error.strip().splitlines()
         line = lines[-1] if lines[0].startswith("Traceback") else lines[0]
+        if len(lines) > 2 and lines[1].startswith("Its last output"):
+            line = f"{line} Its last line: {lines[-1].strip()[:200]}"
         return f"{line} (assay show {state.record.id})"
     return "`assay run` goes on from its last checkpoint."
 

@@ -14,7 +14,7 @@ from assay.core.errors import AssayError, StoreError, StudyError
 from assay.core.evidence import select
 from assay.core.freeze import changes
 from assay.core.freeze import freeze as freeze_study
-from assay.core.ledger import invalidations, record
+from assay.core.ledger import invalidations, record, revised_by
 from assay.core.render import interval, number, reasons
 from assay.core.resampling import ENOUGH_POWER, MOST_SEEDS, Power
 from assay.core.settings import Settings
@@ -104,7 +104,13 @@ def print_findings(result: StudyVerdict) -> None:
     """Every finding as a paragraph, what it blocks first."""
     console = Output()
     if not result.selection.counting:
-        console.print(f"{result.study.id}: no runs to audit yet. `assay run` makes them.")
+        struck = len(result.selection.invalid)
+        why = (
+            f"its {struck} run(s) are out of evidence; `assay restore` undoes that"
+            if struck
+            else "no runs to audit yet; `assay run` makes them"
+        )
+        console.print(f"{result.study.id}: {why}.")
         return
     for finding in result.findings:
         colour = "red" if finding.blocks else "yellow"
@@ -199,7 +205,8 @@ def restore(target: str, *, because: str) -> None:
     """Undo an invalidation, as a further event.
 
     Args:
-        target: Run id (or its first letters), or study id, as it was invalidated.
+        target: What was invalidated, by the same name (or its first letters): a run id, a study id,
+            analysis:STUDY/NAME@VERSION or artifact:SHA256.
         because: The reason.
     """
     settings = Settings.from_environment()
@@ -211,12 +218,21 @@ def restore(target: str, *, because: str) -> None:
             f"{target!r}. Invalidated: {', '.join(standing) or 'nothing'}."
         )
     event = standing[matches[0]]
-    body = {"target": matches[0], "because": because}
-    before = _judged(event.study, settings)
+    whole = str(event.body["target"])
+    if whole != matches[0]:
+        raise StoreError(
+            f"{matches[0]} is out of evidence together with {whole}, and only all of it can be "
+            f"restored: `assay restore {whole}`; then invalidate again what shall stay out."
+        )
+    with open_index(settings) as index:
+        studies = strike(whole, index).studies
+    body = {"target": whole, "because": because}
+    before = {study: _judged(study, settings) for study in studies}
     record(settings.ledger_dir, "restore", event.study, body, follows=[event.digest])
     console = Output()
-    console.print(f"{matches[0]} is evidence again: {because}")
-    _tell_change(before, _judged(event.study, settings), console)
+    console.print(f"{whole} is evidence again: {because}")
+    for study, old in before.items():
+        _tell_change(old, _judged(study, settings), console)
 
 
 def revise(claim: str, *, by: str, because: str) -> None:
@@ -235,6 +251,11 @@ def revise(claim: str, *, by: str, because: str) -> None:
             'A revision needs another claim and a reason: --by STUDY/CLAIM --because "…".'
         )
     found = {name: _verdict_of(name, settings) for name in (claim, by)}
+    if claim in revised_by(by, ledger(settings)):
+        raise StoreError(
+            f"A revision must not lead back to itself: {by} is revised by {claim} already. Name "
+            "a third claim, or leave it: both verdicts stay as they are."
+        )
     body = {"claim": claim, "by": by, "because": because}
     record(settings.ledger_dir, "revise", claim.partition("/")[0], body)
     console = Output()
@@ -247,6 +268,11 @@ def _verdict_of(name: str, settings: Settings) -> str:
     study, _, claim = name.partition("/")
     loaded = open_study(study, settings)
     if claim not in loaded.claims:
+        if not claim:
+            raise StudyError(
+                f"A claim is named as STUDY/CLAIM; {name!r} names a study. Its claims: "
+                f"{', '.join(f'{loaded.id}/{each}' for each in loaded.claims) or 'none'}."
+            )
         raise StudyError(
             f"{loaded.file}: {unknown_key(claim, list(loaded.claims), what='claim')} A claim is "
             "named as STUDY/CLAIM."

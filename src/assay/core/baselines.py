@@ -53,7 +53,10 @@ def set_baseline(
     }
     runs = sorted(run.id for run in selection.counting.values() if run.arm == arm)
     if not any(kept.values()):
-        raise StudyError(f"{study.file}: arm '{arm}' has no values yet. `assay run` makes them.")
+        raise StudyError(
+            f"{study.file}: a baseline needs values, and arm '{arm}' has none that count. `assay "
+            "run` makes them; `assay table` says what is out of evidence."
+        )
     before = versions(name, events)
     body = {"name": name, "version": len(before) + 1, "study": study.id, "arm": arm,
             "because": because, "runs_used": runs, "values": kept}  # fmt: skip

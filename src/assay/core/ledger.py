@@ -75,7 +75,7 @@ def record(
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         by=_user(),
         follows=tuple(follows),
-        body=dict(body),
+        body=_tidy(body),
     )
     folder = ledger_dir / (study or "scratch")
     try:
@@ -84,6 +84,12 @@ def record(
     except OSError as error:
         raise StoreError(f"{folder}: the ledger cannot be written: {error}.") from error
     return event
+
+
+def _tidy(body: Mapping[str, Any]) -> dict[str, Any]:
+    """An event's body with its reason on one line: a reason is a sentence in tables and the log."""
+    because = " ".join(str(body.get("because", "")).split())
+    return {**body, "because": because} if "because" in body else dict(body)
 
 
 def read_ledger(ledger_dir: Path, study: str | None = None) -> list[Event]:
@@ -118,6 +124,18 @@ def invalidations(events: Sequence[Event]) -> dict[str, Event]:
     standing = [e for e in events if e.kind == "invalidate" and e.digest not in undone]
     struck = {str(run): e for e in standing for run in e.body.get("runs", ())}
     return struck | {str(e.body["target"]): e for e in standing}
+
+
+def revised_by(claim: str, events: Sequence[Event]) -> set[str]:
+    """The claims that revise one, directly or over others."""
+    found: set[str] = set()
+    todo = [claim]
+    while todo:
+        name = todo.pop()
+        new = {str(e.body["by"]) for e in events if e.kind == "revise" and e.body["claim"] == name}
+        todo += sorted(new - found)
+        found |= new
+    return found
 
 
 def revisions(events: Sequence[Event], study: str) -> list[Event]:

@@ -169,7 +169,8 @@ def _enough(planned: int, power: float, share: Callable[[int], float]) -> int | 
             return None
         low, high = high, high * 2
         power = share(high)
-    while high - low > high // 10 and high > planned:
+    # At a gap of 1 there is no middle.
+    while high - low > max(1, high // 10) and high > planned:
         middle = (low + high) // 2
         low, high = (low, middle) if share(middle) >= ENOUGH_POWER else (middle, high)
     return high

@@ -110,6 +110,11 @@ def _message(text: str, study: Study, clean: Clean) -> str:
     return PATH.sub(r"…/\1", clean(line))
 
 
+def _reason(event: Event, clean: Clean) -> str:
+    """Why an event was recorded, on one line, which is no marker of the log."""
+    return clean(" ".join(str(event.body["because"]).split())).replace("<!--", "<! --")
+
+
 def _note(note: str) -> Iterator[str]:
     if not note:
         return
@@ -137,7 +142,7 @@ def _claims(
         for event in revised:
             for key, words, other in (("claim", "Revised by", "by"), ("by", "Revises", "claim")):
                 if event.body[key] == f"{study}/{j.name}":
-                    because = clean(str(event.body["because"]))
+                    because = _reason(event, clean)
                     lines.append(f"  {words} `{event.body[other]}` ({event.at[:10]}): {because}")
     return "\n".join(lines or ["No claims."]) + "\n"
 
@@ -205,7 +210,7 @@ def _struck(
     for run, event in sorted(selection.invalid, key=lambda pair: pair[0].key):
         lines.append(
             f"- {_crossed_out(run, selection, table.metrics, tidy)}. Since {event.at[:10]}: "
-            f"{event.body['because']}"
+            f"{_reason(event, tidy)}"
         )
     before = judge_study(
         result.study, index, [e for e in events if e.kind not in ("invalidate", "restore")]
@@ -346,15 +351,15 @@ def _events(study: Study, events: Sequence[Event]) -> list[str]:
 
 
 def _told(event: Event) -> str:
-    body = event.body
+    body = {key: str(value).replace("<!--", "<! --") for key, value in event.body.items()}
     if event.kind == "freeze":
-        return f"version {body['version']} at commit {str(body['commit'])[:9]}"
+        return f"version {body['version']} at commit {body['commit'][:9]}"
     if event.kind == "baseline":
         return f"{body['name']}@{body['version']} is arm {body['arm']} because {body['because']}"
     if event.kind == "revise":
         return f"{body['claim']} by {body['by']} because {body['because']}"
-    told = " because ".join(str(body[key]) for key in ("target", "because") if key in body)
-    return told or str(body.get("text", ""))
+    told = " because ".join(body[key] for key in ("target", "because") if key in body)
+    return told or body.get("text", "")
 
 
 def _commands(study: Study) -> str:

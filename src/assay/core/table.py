@@ -180,7 +180,8 @@ def selection_notes(selection: Selection) -> list[str]:
     running = [r for r in selection.counting.values() if r.status in ("open", "interrupted")]
     if failed:
         notes.append(f"{len(failed)} run(s) failed and stay in every count.")
-    unfinished = len(selection.missing)
+    struck = {run.key for run, _ in selection.invalid}
+    unfinished = sum(run.key not in struck for run in selection.missing)
     if unfinished:
         notes.append(
             f"{unfinished} of {len(selection.planned)} planned runs have not ended"

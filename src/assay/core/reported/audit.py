@@ -15,6 +15,7 @@ TEXT: tuple[Callable[[Block], Iterator[Found]], ...] = (
     totals.equations,
 )
 TABLES: tuple[Callable[[Table], Iterator[Found]], ...] = (
+    shares.share_columns,
     deltas.row_deltas,
     means.mean_rows,
     means.mean_columns,

@@ -34,6 +34,20 @@ HIDDEN = re.compile(
 )
 
 
+HTML_TABLE = re.compile(r"<table\b", re.IGNORECASE)
+DRAWN = str.maketrans(
+    dict.fromkeys("│┃║", "|")
+    | dict.fromkeys("─━═", "-")
+    | dict.fromkeys("┌┬┐├┼┤└┴┘╭╮╰╯╔╦╗╠╬╣╚╩╝┏┳┓┣╋┫┗┻┛┡╇┩", "+")
+)
+"""Tables drawn with line characters, as those of ASCII."""
+
+
+def drawn(text: str) -> str:
+    """A text whose tables are drawn in ASCII instead of line characters."""
+    return text.translate(DRAWN)
+
+
 def clean(text: str) -> str:
     """A text of the same length in which only words and numbers are left.
 

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from assay.core.errors import StoreError
-from assay.core.reported.clean import clean, without_hidden
+from assay.core.reported.clean import HTML_TABLE, clean, drawn, without_hidden
 from assay.core.reported.flattened import Line, cut, is_flattened, stripped, unflatten
 from assay.core.reported.tables import Table, pipe_table, space_tables
 
@@ -28,6 +28,7 @@ SEPARATOR = re.compile(
     r"[ \t>]{0,12}\|?[ \t]*:?-{1,400}:?[ \t]*(?:[|+][ \t]*:?-{1,400}:?[ \t]*){0,300}[|+]?[ \t]*$"
 )
 BOX = re.compile(r"[ \t>]{0,12}\+(?:[-=]{1,400}\+){1,300}[ \t]*$")
+SEPARATED = re.compile(rf"{BOX.pattern}|(?=[^\n]*\|){SEPARATOR.pattern}")
 RULE = re.compile(r"[ \t]{0,3}(?:(?:-[ \t]?){3,100}|(?:\*[ \t]?){3,100}|(?:_[ \t]?){3,100})$")
 SPACED = re.compile(r"\S(?:[ \t]{2,}|\t)\S")
 OUTPUT = frozenset({"", "text", "txt", "console", "output", "log", "plain", "plaintext", "none"})
@@ -73,7 +74,7 @@ class Block:
         """The cells of a table that say more than a number, each as a piece of text."""
         for row in self.table.rows if self.table else ():
             for cell in row.cells:
-                if "(" in cell.text or len(cell.text) > 12:
+                if "(" in cell.text or "/" in cell.text or len(cell.text) > 12:
                     yield Block(
                         kind="cell",
                         text=cell.text,
@@ -178,7 +179,9 @@ def parse(
         problems: What could not be read.
         whole: Whether this is all of the file.
     """
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = drawn(text.replace("\r\n", "\n").replace("\r", "\n"))
+    if count := len(HTML_TABLE.findall(text)):
+        problems += (f"{count} HTML table(s): what they hold is read as text, not as a table",)
     builder = _Builder()
     for line in _lines(without_hidden(text)):
         builder.add(line)
@@ -218,13 +221,14 @@ class _Builder:
         if fence:
             self.close()
             self._fence, self._language = fence["mark"], fence["lang"].strip().lower()
-        elif self._kind == "table" and ("|" in line.text or BOX.match(line.text)):
-            self._open.append(line)
         else:
             self._outside(line)
 
     def _outside(self, line: Line) -> None:
         if self._kind == "table":
+            if "|" in line.text or BOX.match(line.text):
+                self._open.append(line)
+                return
             self.close()
         heading = HEADING.match(line.text) if line.text.lstrip().startswith("#") else None
         if heading:
@@ -322,7 +326,11 @@ class _Builder:
     def _close_code(self) -> None:
         lines, language = self._open, self._language
         self._open, self._fence = [], ""
-        if language in OUTPUT and not any(_is_command(line.text) for line in lines[:3]):
+        if language in OUTPUT and any(SEPARATED.match(line.text) for line in lines):
+            for line in lines:
+                self._outside(line)
+            self.close()
+        elif language in OUTPUT and not any(_is_command(line.text) for line in lines[:3]):
             self._spaced(lines, "output")
         elif lines:
             self._put("code", "\n".join(line.text for line in lines), lines[0])

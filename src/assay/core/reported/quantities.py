@@ -24,6 +24,7 @@ CELL = re.compile(
     re.IGNORECASE,
 )
 FIRST = re.compile(rf"{START}(?P<value>{NUMBER}){SPREAD}\s?(?P<unit>%)?(?!\w)")
+NOTED = re.compile(r"[^*][*†‡]{1,2}\s*$|\^\w\s*$")
 FUZZ = 1e-9
 
 
@@ -40,6 +41,7 @@ class Quantity:
         spread: What follows a `±`.
         remark: What follows in brackets.
         best: Whether it is marked as the best one.
+        noted: Whether a mark behind it points to a footnote.
     """
 
     value: float
@@ -50,6 +52,7 @@ class Quantity:
     spread: float | None = None
     remark: str = ""
     best: bool = False
+    noted: bool = False
 
     @property
     def low(self) -> float:
@@ -112,6 +115,7 @@ def cell_quantity(cell: str) -> Quantity | None:
         value,
         spread=None if spread is None else spread.value,
         remark=found["remark"] or "",
+        noted=bool(NOTED.search(cell.replace("**", ""))),
         best="best" in (found["remark"] or "").lower()
         or bool(set(found["mark"]) & set("🏆🥇★⭐b")),
     )
@@ -152,4 +156,6 @@ def overlap(low: float, high: float, other_low: float, other_high: float) -> boo
 def shown(value: float, like: Quantity, *, more: int = 0) -> str:
     """A value with as many decimals as the number that it is compared with."""
     decimals = max(0, round(-math.log10(2 * like.half))) + more if like.half > 0 else 6
+    # Halves are rounded away from zero, as a reader would.
+    value *= 1 + 1e-12
     return f"{value:.{min(decimals, 12)}f}" if abs(value) < 1e15 else f"{value:.6g}"

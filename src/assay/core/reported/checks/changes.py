@@ -3,21 +3,31 @@
 import re
 from collections.abc import Sequence
 
-from assay.core.reported.checks.common import Findings, Found, agree, at, ratio
+from assay.core.reported.checks.common import Findings, Found, agree, at, ratio, whole
 from assay.core.reported.document import Block
 from assay.core.reported.quantities import END, NUMBER, START, Quantity, quantity
 
 WORSE = "better|worse|lower|higher|reduction|improvement|increase|decrease|drop|gain|fewer|smaller|larger|faster|slower|less|more|relative|rel|absolute|abs|change"
+MEASURED = r"(?:ms|s|sec|min|h|GB|MB|kB|KB|GiB|MiB|FLOPs?|nats|bits|bpb)\b"
+"""Units of what is measured: whole numbers with one of them are no settings."""
+SETTING = re.compile(
+    r"(?:\b(?:width|depth|steps?|epochs?|layers?|batch(?:\s?size)?|lr|rate|size|dim|d|k|n|m|heads?|seeds?|temp(?:erature)?|dropout|"
+    r"alpha|beta|gamma|lambda|decay|wd|momentum|weights?|threshold|ratio|scale|eps|sigma|tau|rank|bits?|workers?|clients?|"
+    r"tokens?|params?|parameters|chunk|blend|scaling|version|from\s(?:step|epoch|layer))|[αβγλστημ])\s{0,3}[=:]?\s{0,3}(?:from\s)?$",
+    re.IGNORECASE,
+)
+"""Before `a → b (…)`: a and b are settings, and what follows is their effect."""
+JOINED = re.compile(r"→|to|vs")
 PRINTED = (
     rf"(?P<about>[~≈])?\s?(?P<d>{NUMBER})\s?(?P<unit>%|pp\b|pts?\b|points?\b|[x×](?!\w)|)"
     rf"(?P<word>(?:\s(?:{WORSE})\b\.?){{0,2}})"
 )
 CHANGE = re.compile(
-    rf"{START}(?P<a>{NUMBER})\s?(?P<ua>%?)\s{{0,4}}(?P<join>→|\bto\b)\s{{0,8}}(?P<b>{NUMBER})\s?(?P<ub>%?)"
+    rf"{START}(?P<a>{NUMBER})\s?(?P<ua>%|{MEASURED}|)\s{{0,4}}(?P<join>→|\bto\b|\bvs\b\.?)\s{{0,8}}(?P<b>{NUMBER})\s?(?P<ub>%|{MEASURED}|)"
     rf"\s{{0,6}}[(\[,]\s{{0,4}}{PRINTED}\s{{0,2}}(?:[)\]]|$)"
 )
 TIMES = re.compile(
-    rf"{START}(?P<a>{NUMBER})\s?%?\s(?:vs\.?|versus)\s{{1,3}}(?P<b>{NUMBER})\s?%?\s{{0,2}}[,;(]\s{{0,2}}"
+    rf"{START}(?P<a>{NUMBER})\s?(?P<ua>%|{MEASURED}|)\s(?:vs\.?|versus)\s{{1,3}}(?P<b>{NUMBER})\s?(?P<ub>%|{MEASURED}|)\s{{0,2}}[,;(]\s{{0,2}}"
     rf"(?P<about>[~≈])?\s?(?P<d>{NUMBER})\s?(?P<unit>[x×])(?!\w)"
 )
 LISTED = re.compile(
@@ -33,13 +43,19 @@ BASELINE = re.compile(
 def changes(block: Block) -> Findings:
     """A change that is neither the difference of the two numbers nor their ratio."""
     text = block.clean
-    for found in CHANGE.finditer(text) if "→" in text or "to" in text else ():
+    for found in CHANGE.finditer(text) if JOINED.search(text) else ():
         a, b, d = (quantity(found[name]) for name in ("a", "b", "d"))
-        if a and b and d and (d.signed or found["unit"] or found["word"]):
+        if (
+            not _is_setting(text, found, a, b)
+            and a
+            and b
+            and d
+            and (d.signed or found["unit"] or found["word"])
+        ):
             yield from _change(block, found, (a, b, d), percent=found["ub"] == "%")
     for found in TIMES.finditer(text) if "vs" in text or "versus" in text else ():
         a, b, d = (quantity(found[name]) for name in ("a", "b", "d"))
-        if a and b and d and d.value > 0:
+        if not _is_setting(text, found, a, b) and a and b and d and d.value > 0:
             slack = 0.25 * d.value if found["about"] else 0.0
             bounds = [ratio(a, b), ratio(b, a)]
             if not any(agree(d, low - slack, high + slack) for low, high in bounds):
@@ -47,6 +63,13 @@ def changes(block: Block) -> Findings:
                 yield _found(
                     block, found, f"{value:.3g}x", f"{a.text} and {b.text} differ {value:.3g}-fold"
                 )
+
+
+def _is_setting(text: str, found: "re.Match[str]", a: Quantity | None, b: Quantity | None) -> bool:
+    """Whether two numbers may be settings: named so, or whole numbers without a unit."""
+    unit = found["ua"] or found["ub"]
+    bare = bool(a and b and a.whole and b.whole and not unit)
+    return bare or bool(SETTING.search(text[max(0, found.start() - 24) : found.start()]))
 
 
 def against_baseline(blocks: Sequence[Block]) -> Findings:
@@ -113,7 +136,7 @@ def _change(
 def _found(block: Block, found: "re.Match[str]", recomputed: str, says: str) -> Found:
     line, column = at(block, found.start())
     return Found(
-        "change", line, column, " ".join(found[0].split()), recomputed,
+        "change", line, column, whole(block, found), recomputed,
         f"A change must follow from its two numbers: {says}.",
         "Correct the change, or the number that is wrong.",
     )  # fmt: skip

@@ -1,5 +1,6 @@
 """What the checks share."""
 
+import re
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
@@ -29,6 +30,12 @@ Findings = Iterator[Found]
 def at(block: Block, offset: int) -> tuple[int, int]:
     """Line and column of a place in a block."""
     return block.place(offset)
+
+
+def whole(block: Block, found: "re.Match[str]") -> str:
+    """What stands there, with the bracket that closes it."""
+    closing = block.clean[found.end() : found.end() + 1]
+    return " ".join(found[0].split()) + (closing if closing in (")", "]") else "")
 
 
 def agree(quantity: Quantity, low: float, high: float) -> bool:

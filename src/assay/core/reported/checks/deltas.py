@@ -7,7 +7,7 @@ cent) must hold for most rows; then those rows are wrong for which it does not.
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 
 from assay.core.reported.checks.common import Findings, Found, agree, ratio
@@ -16,7 +16,7 @@ from assay.core.reported.quantities import Quantity, quantity, shown
 from assay.core.reported.tables import Row, Table, key
 
 HEAD = re.compile(
-    r"Δ|δ|\bdelta\b|\bdiff\b|difference|\bchange\b|\bgain\b|improvement|\bvs\.?\b|versus|relative|[+\-±]/[-−]|\brel\b",
+    r"Δ|δ|\bdelta\b|\bdiff\b|difference|\bchange\b|\bgain\b|improvement|\bvs\.?\b|versus|relative|speed-?up|[+\-±]/[-−]|\brel\b",
     re.IGNORECASE,
 )
 MOST = 0.75
@@ -24,6 +24,7 @@ ALL_TABLES = 5
 REMARK = re.compile(
     r"\s?(?P<d>[+\-−](?:\d[\d,]{0,12})?(?:\.\d{1,12})?)\s?(?P<unit>%|)\s?[A-Za-z ]{0,20}"
 )
+NO_DELTA = frozenset({"", "-", "--", "—", "–", "n/a", "baseline", "ref", "reference", "(baseline)"})
 MAX_COLUMNS = 12
 
 Bounds = tuple[float, float]
@@ -57,6 +58,7 @@ class _Pair:
     row: Row
     value: Quantity
     delta: Quantity
+    column: tuple[Quantity, ...]
 
 
 def row_deltas(table: Table) -> Findings:
@@ -66,7 +68,7 @@ def row_deltas(table: Table) -> Findings:
             continue
         others = [n for n in table.numeric if n != at and not HEAD.search(table.head[n])]
         rows = [row for row, _ in table.column(at)]
-        best: tuple[int, int, str, list[tuple[Row, Bounds]]] = (0, 0, "", [])
+        best: tuple[int, int, str, list[tuple[Row, float]]] = (0, 0, "", [])
         for first, second in permutations(others[:MAX_COLUMNS], 2):
             for name, rule in ROW_RULES.items():
                 fits, wrong = _fits(rows, (first, second, at), rule)
@@ -74,16 +76,17 @@ def row_deltas(table: Table) -> Findings:
                     label = name.format(a=table.head[first], b=table.head[second])
                     best = (fits, fits + len(wrong), label, wrong)
         fits, known, label, wrong = best
-        if fits >= 2 and wrong and fits >= MOST * known:
-            for row, (low, high) in wrong:
+        plain = len(others) == 2 and len(wrong) == 1
+        if fits >= 2 and wrong and (plain or fits >= MOST * known):
+            for row, value in wrong:
                 delta = row.cells[at].quantity
                 if delta:
-                    yield _wrong_row(table, row, at, delta, (low + high) / 2, label, fits)
+                    yield _wrong_row(table, row, at, delta, value, label, fits)
 
 
 def _fits(
     rows: Sequence[Row], columns: tuple[int, int, int], rule: Rule
-) -> tuple[int, list[tuple[Row, Bounds]]]:
+) -> tuple[int, list[tuple[Row, float]]]:
     """How many rows a rule explains, and what it gives for the others."""
     first, second, at = columns
     fits, wrong = 0, []
@@ -97,7 +100,8 @@ def _fits(
         if units and (agree(delta, low, high) or agree(delta, -high, -low)):
             fits += 1
         else:
-            wrong.append((row, (low, high)))
+            exact = rule(replace(a, half=0.0), replace(b, half=0.0))
+            wrong.append((row, exact[0]))
     return fits, wrong
 
 
@@ -105,11 +109,12 @@ def _wrong_row(
     table: Table, row: Row, at: int, delta: Quantity, value: float, label: str, fits: int
 ) -> Found:
     cell = row.cells[at]
-    says = f"{table.head[at]} is {label} in {fits} other rows of this table; here that gives {value:+.4g}, printed {cell.words}."
+    unit = " %" if "per cent" in label else ""
+    says = f"{table.head[at]} is {label} in {fits} other rows of this table; here that gives {value:+.4g}{unit}, printed {cell.words}."
     if delta.unit == "%" and abs(100 * value - delta.value) <= 2 * delta.half:
         says = f"{says[:-1]}: the difference times 100, which is neither per cent nor the unit of the values."
     return Found(
-        "delta", cell.line, cell.column, f"{row.label}: {cell.words}", f"{value:+.4g}", says,
+        "delta", cell.line, cell.column, f"{row.label}: {cell.words}", f"{value:+.4g}{unit}", says,
         "Correct the delta or the values, or say how this row was computed.",
     )  # fmt: skip
 
@@ -139,15 +144,12 @@ def _pairs(table: Table) -> list[tuple[tuple[str, str], list[_Pair]]]:
         if HEAD.search(table.head[at]):
             before = [n for n in columns if n < at and not HEAD.search(table.head[n])]
             near = [n for n in before if key(table.head[n]) in key(table.head[at])] or before[-1:]
-            for value in near[-1:]:
-                pairs = [
-                    _Pair(row, v, d)
-                    for row in table.rows
-                    if (v := row.cells[value].quantity) and (d := row.cells[at].quantity)
-                ]
-                found.append(((table.head[value], table.head[at]), pairs))
+            found += [
+                ((table.head[value], table.head[at]), _beside(table, value, at))
+                for value in near[-1:]
+            ]
         inside = [
-            _Pair(row, value, delta)
+            _Pair(row, value, delta, tuple(v for _, v in table.column(at)))
             for row, value in table.column(at)
             if (hit := REMARK.fullmatch(value.remark))
             and (delta := quantity(hit["d"], hit["unit"]))
@@ -155,6 +157,19 @@ def _pairs(table: Table) -> list[tuple[tuple[str, str], list[_Pair]]]:
         if inside:
             found.append(((table.head[at], table.head[at]), inside))
     return found
+
+
+def _beside(table: Table, value: int, at: int) -> list[_Pair]:
+    """The pairs of two columns; the one row that has a value and no delta is the baseline."""
+    column = tuple(v for _, v in table.column(value))
+    pairs = [
+        _Pair(row, v, d, column)
+        for row in table.rows
+        if (v := row.cells[value].quantity) and (d := row.cells[at].quantity)
+    ]
+    bases = [(row, v) for row, v in table.column(value) if row.cells[at].words.lower() in NO_DELTA]
+    zero = Quantity(0.0, 0.0, "0", pairs[0].delta.unit) if pairs else None
+    return pairs + [_Pair(row, v, zero, column) for row, v in bases if zero and len(bases) == 1]
 
 
 def _outliers(pairs: Sequence[_Pair], least: int) -> tuple[float, list[int]] | None:
@@ -220,7 +235,10 @@ def _stabbed(bounds: Sequence[Bounds]) -> tuple[int, float]:
 def _reported(pairs: Sequence[_Pair], base: float, wrong: Sequence[int], name: str) -> Findings:
     for n in wrong:
         row, value, delta = pairs[n].row, pairs[n].value, pairs[n].delta
-        implied = value.value - delta.value
+        scaled = delta.unit == "%" and value.unit != "%" and delta.value > -100
+        implied = value.value / (1 + delta.value / 100) if scaled else value.value - delta.value
+        if any(v.half <= value.half and v.low <= implied <= v.high for v in pairs[n].column):
+            continue  # A table of several groups, each with a baseline of its own.
         cell = next((c for c in row.cells if c.quantity == delta), row.cells[0])
         exact = shown(value.value - base, delta)
         yield Found(

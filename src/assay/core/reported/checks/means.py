@@ -10,17 +10,22 @@ from assay.core.reported.quantities import NUMBER, START, Quantity, quantity, sh
 from assay.core.reported.tables import Row, Table
 
 MEAN = re.compile(
-    r"\W*(?:mean|avg|average)\b\.?(?!\s+(?:of\s+)?(?:best|top|over\b.*epoch))", re.IGNORECASE
+    r"\W*(?:mean|avg|average)\b\.?\s{0,3}(?:[±+/-]{1,3}\s{0,2}(?:std|sd|sem))?\s{0,3}"
+    r"(?:\((?:n\s?=\s?\d{1,5}|\d{1,5}\s(?:folds|seeds|runs))\))?\W*",
+    re.IGNORECASE,
 )
+"""A plain mean: "mean (excl. 3)", "weighted mean" and "average (micro)" are others."""
 TOTAL = re.compile(r"\W*(?:total|sum)\W*", re.IGNORECASE)
 REPEAT = re.compile(
     r"\W*(?:(?:seed|fold|run|trial|rep|repeat|split|cv|s|f)\s?[ _#=:-]?\s?\d{1,6}|\d{1,6})\W*",
     re.IGNORECASE,
 )
 SUMMARY = re.compile(
-    r"\W*(?:std|stdev|sd|sem|stderr|min|max|median|total|sum|range|best|worst|ci|mean|avg|average)\b",
+    r"\b(?:std|stdev|sd|sem|stderr|min|max|median|total|sum|range|best|worst|ci|mean|avg|average|overall|macro|micro)\b",
     re.IGNORECASE,
 )
+DEVIATION = re.compile(r"\W*(?:std|stdev|sd|st\.?\s?dev\.?|standard deviation)\W*", re.IGNORECASE)
+EXCLUDED = re.compile(r"div|excl|fail|crash|outlier|nan|skip|omit|invalid", re.IGNORECASE)
 MEAN_WORD = re.compile(r"mean|av(?:g|erage)", re.IGNORECASE)
 LIST = rf"{NUMBER}%?(?:\s{{0,3}}(?:,|/|;|\band\b)\s{{0,3}}{NUMBER}%?){{1,40}}"
 TOLD = re.compile(
@@ -40,14 +45,17 @@ NAMED = re.compile(
 def mean_rows(table: Table) -> Findings:
     """A row of means (or totals) that the rows above it do not have."""
     above: list[Row] = []
+    before: list[Row] = []
     for row in table.rows:
-        if MEAN.match(row.label):
+        if MEAN.fullmatch(row.label):
             yield from _mean_row(table, above, row)
-            above = []
+            before, above = above, []
         elif TOTAL.fullmatch(row.label):
             yield from _total_row(table, above, row)
             above = []
-        elif not SUMMARY.match(row.label):
+        elif DEVIATION.fullmatch(row.label):
+            yield from _deviation_row(table, above or before, row)
+        elif not SUMMARY.search(row.label):
             above.append(row)
 
 
@@ -59,9 +67,15 @@ def _mean_row(table: Table, above: Sequence[Row], row: Row) -> Findings:
         values = [q for each in above if (q := each.cells[column].quantity)]
         if mean is None or len(values) < 2 or len(values) != len(above):
             continue
+        if any(v.noted or EXCLUDED.search(v.remark) for v in values):
+            continue
         low, high = _mean(values)
         if agree(mean, low, high):
             fits += 1
+            if mean.spread is not None:
+                cell = row.cells[column]
+                printed = f"{row.label}, {table.head[column]}: {cell.words}"
+                yield from _checked(cell.line, cell.column, printed, values, mean, mean.spread)
         else:
             outside = mean.low > max(v.high for v in values) or mean.high < min(
                 v.low for v in values
@@ -74,6 +88,20 @@ def _mean_row(table: Table, above: Sequence[Row], row: Row) -> Findings:
                 cell.line, cell.column, f"{row.label}, {table.head[column]}: {cell.words}",
                 shown(value, mean), f"the {len(above)} rows above have the mean {shown(value, mean, more=1)}",
             )  # fmt: skip
+
+
+def _deviation_row(table: Table, above: Sequence[Row], row: Row) -> Findings:
+    """A row of standard deviations that the repeats above it do not have."""
+    if len(above) < 2 or not all(REPEAT.fullmatch(each.label) for each in above):
+        return
+    for column in range(1, len(table.head)):
+        cell = row.cells[column]
+        values = [q for each in above if (q := each.cells[column].quantity)]
+        if cell.quantity is None or len(values) != len(above):
+            continue
+        if not any(_near(cell.quantity.value, s, cell.quantity, values) for s in _spreads(values)):
+            printed = f"{row.label}, {table.head[column]}: {cell.words}"
+            yield _spread(cell.line, cell.column, printed, values, cell.quantity)
 
 
 def _total_row(table: Table, above: Sequence[Row], row: Row) -> Findings:
@@ -91,18 +119,20 @@ def _total_row(table: Table, above: Sequence[Row], row: Row) -> Findings:
         else:
             wrong.append((column, total, value))
     for column, total, value in wrong:
-        if fits >= len(wrong):
+        alone = not fits and len(wrong) == 1 and len(above) >= 3 and total.whole
+        if fits >= len(wrong) or alone:
             cell = row.cells[column]
-            yield _found(
+            found = _found(
                 cell.line, cell.column, f"{row.label}, {table.head[column]}: {cell.words}",
                 shown(value, total), f"the {len(above)} rows above have the sum {shown(value, total)}",
-            )._replace(rule="total")  # fmt: skip
+            )  # fmt: skip
+            yield found._replace(rule="total", severity="note" if alone else "error")
 
 
 def mean_columns(table: Table) -> Findings:
     """A column of means that the columns of seeds or folds do not have."""
     repeats = [n for n, name in enumerate(table.head) if n and REPEAT.fullmatch(name)]
-    means = [n for n, name in enumerate(table.head) if MEAN.match(name)]
+    means = [n for n, name in enumerate(table.head) if MEAN.fullmatch(name)]
     if len(repeats) < 2 or len(means) != 1:
         return
     for row in table.rows:
@@ -182,14 +212,18 @@ def _checked(
             shown(value, mean),
             f"the {len(values)} values have the mean {shown(value, mean, more=1)}",
         )
-    elif std is not None and not any(
-        _near(std, spread, mean, values) for spread in _spreads(values)
-    ):
-        sample, population, _ = _spreads(values)
-        yield _found(
-            line, column, printed, f"± {shown(sample, mean)}",
-            f"the {len(values)} values have the standard deviation {sample:.4g} (n - 1) or {population:.4g} (n)",
-        )._replace(rule="spread", severity="note")  # fmt: skip
+    elif std is not None and not any(_near(std, s, mean, values) for s in _spreads(values)):
+        yield _spread(line, column, printed, values, mean)
+
+
+def _spread(
+    line: int, column: int, printed: str, values: Sequence[Quantity], like: Quantity
+) -> Found:
+    sample, population, _ = _spreads(values)
+    return _found(
+        line, column, printed, f"± {shown(sample, like)}",
+        f"the {len(values)} values have the standard deviation {sample:.4g} (n - 1) or {population:.4g} (n)",
+    )._replace(rule="spread", severity="note")  # fmt: skip
 
 
 def _mean(values: Sequence[Quantity]) -> tuple[float, float]:
