@@ -212,7 +212,7 @@ def check_log(old: str, new: str) -> list[Mismatch]:
     have, want = old.split("\n"), new.split("\n")
     for number, (a, b) in enumerate(itertools.zip_longest(have, want), start=1):
         if a != b:
-            shown = f"is {_short(a)}, the runs and notes give {_short(b)}"
+            shown = f"is {_short(a)}, the runs give {_short(b)}"
             problems.append(Mismatch(line=number, message=shown))
             if len(have) != len(want):
                 # What follows a missing line is only shifted.

@@ -1,0 +1,1 @@
+"""One nested model, trained by clients of different sizes over compressed updates."""

@@ -1,0 +1,161 @@
+"""What one run of the swarm is: a flat, checked, frozen configuration.
+
+No torch here: `assay run --dry-run` validates studies with this module.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+Mode = Literal["assay", "reference", "legacy", "local-adamw"]
+Payload = Literal["1bit", "fp16", "fp32"]
+Batches = Literal["disjoint", "same", "fixed"]
+Apply = Literal["sign", "raw"]
+Corpus = Literal["tinyshakespeare", "python"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """The sizes of a decoder-only transformer, at full width."""
+
+    hidden: int
+    layers: int
+    heads: int
+    ffn: int
+    vocab: int
+
+    def width(self, tier: int) -> int:
+        """Neurons of a feed-forward block of a client of this tier: ffn / 2^tier."""
+        if tier < 0 or self.ffn % 2**tier:
+            raise ValueError(
+                f"A tier must halve the width of the feed-forward block evenly; tier {tier} of "
+                f"{self.ffn} neurons does not. Take a tier from 0 to "
+                f"{(self.ffn & -self.ffn).bit_length() - 1}."
+            )
+        return self.ffn // 2**tier
+
+
+MODELS = {
+    # 34,124,544 parameters: the "NanoGPT-20M" of both logs.
+    "nanogpt-34m": Shape(hidden=256, layers=8, heads=8, ffn=1024, vocab=50257),
+    "small": Shape(hidden=128, layers=4, heads=4, ffn=512, vocab=256),
+    "tiny": Shape(hidden=64, layers=2, heads=2, ffn=256, vocab=256),
+}
+"""Models by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwarmConfig:
+    """Clients of several tiers that train one nested model."""
+
+    model: str = "small"
+    """Sizes by name: "nanogpt-34m", "small" or "tiny"."""
+    tiers: tuple[int, ...] = (0, 1, 1, 1)
+    """One entry a client: it trains the first ffn / 2^tier neurons of each feed-forward block."""
+    steps: int = 100
+    """Rounds: every client computes one gradient in each."""
+    batch: int = 32
+    """Sequences of a round, all clients together; divided as evenly as can be."""
+    seq_len: int = 128
+    """Tokens of a sequence that are predicted."""
+    corpus: Corpus = "python"
+    """Text: "python" (the standard library's sources, on every machine) or "tinyshakespeare"
+    (in the data folder)."""
+    batches: Batches = "disjoint"
+    """Data of a round's clients: "disjoint" parts, the "same" part for all, or "fixed": the
+    corpus' first sequence for every client in every round, which the source's "same batch" was."""
+    mode: Mode = "assay"
+    """How updates are made and applied: "assay" (ours), "reference" (DeMo: at once, no lookahead,
+    mean over the senders of a coefficient), "legacy" (the fork that wrote the logs) or
+    "local-adamw" (nothing is exchanged)."""
+    payload: Payload = "1bit"
+    """What is sent of a coefficient: its sign, or its value in 16 or 32 bits."""
+    apply: Apply = "sign"
+    """Step along the sign of the aggregated update, or along its value."""
+    chunk: int = 64
+    """Largest side of a chunk that is transformed together."""
+    top_k: int = 8
+    """Coefficients that a chunk sends."""
+    decay: float = 0.999
+    """What is left of the untransmitted update after a round."""
+    lr: float = 4e-4
+    """Peak learning rate."""
+    final_lr: float = 4e-5
+    """Learning rate at the end of the schedule."""
+    warmup_steps: int = 10
+    """Rounds of linear warm-up from 0."""
+    schedule_steps: int = 0
+    """Rounds of the schedule; 0 is `steps`. The cosine ends there."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    clip: float = 0.0
+    """Largest norm of a client's gradient; 0 does not clip."""
+    eval_interval: int = 20
+    """Rounds between two evaluations on held-out text."""
+    eval_sequences: int = 64
+    """Held-out sequences of an evaluation."""
+    checkpoint_interval: int = 0
+    """Rounds between two checkpoints; 0 writes none."""
+    store: tuple[Literal["payloads", "gradients", "updates"], ...] = ()
+    """What is kept for analysis, each round up to `store_steps`: transmitted payloads, raw
+    gradients of the first layer's feed-forward block, applied updates of the same."""
+    store_steps: int = 0
+    """Rounds that are kept; 0 is all."""
+
+    def __post_init__(self) -> None:
+        """Check every field; a message names the rule, the value and the way out."""
+        if self.model not in MODELS:
+            raise ValueError(f"model must be one of {', '.join(MODELS)}; got {self.model!r}")
+        if not 1 <= len(self.tiers) <= 256:
+            raise ValueError(f"tiers must name 1 to 256 clients; got {len(self.tiers)}")
+        for tier in self.tiers:
+            MODELS[self.model].width(tier)
+        for name in (
+            "steps",
+            "batch",
+            "seq_len",
+            "chunk",
+            "top_k",
+            "eval_interval",
+            "eval_sequences",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.batches == "disjoint" and self.batch < len(self.tiers):
+            raise ValueError(
+                f"batch must give each of {len(self.tiers)} clients a sequence; got {self.batch}"
+            )
+        if self.mode == "reference" and len(set(self.tiers)) > 1:
+            raise ValueError(
+                f"mode 'reference' is DeMo, which knows clients of one tier; got tiers {self.tiers}. "
+                "Take mode 'assay' or 'legacy'."
+            )
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        """Ranges of the numbers."""
+        for name in ("warmup_steps", "schedule_steps", "checkpoint_interval", "store_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative; got {getattr(self, name)}")
+        for name in ("lr", "final_lr", "weight_decay", "clip"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(
+                    f"{name} must be a number of at least 0; got {getattr(self, name)}"
+                )
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay must be from 0 to 1; got {self.decay}")
+
+    @property
+    def shape(self) -> Shape:
+        """The sizes of the full model."""
+        return MODELS[self.model]
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of a round, counted from 1: linear warm-up, then cosine to `final_lr`."""
+        total = self.schedule_steps or self.steps
+        if step <= 0:
+            return 0.0
+        if step <= self.warmup_steps:
+            return self.lr * step / self.warmup_steps
+        done = min(1.0, (step - self.warmup_steps) / max(1, total - self.warmup_steps))
+        return self.final_lr + (self.lr - self.final_lr) * 0.5 * (1 + math.cos(math.pi * done))

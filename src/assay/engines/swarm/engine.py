@@ -1,0 +1,97 @@
+"""Adapter: what the lab needs to know about this engine. No torch until a task runs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from assay.core.engine import Engine, Metric, RunContext, Task
+from assay.engines.swarm.config import SwarmConfig
+
+TIERS = range(5)
+
+
+def _loss(says: str) -> Metric:
+    return Metric(says=says, goal="min", low=0.0)
+
+
+METRICS = (
+    {
+        "train/lr": Metric(says="Learning rate of this round.", low=0.0),
+        "sync/replicas_equal": Metric(
+            says="1 if all clients of each tier hold the same parameters bit for bit, else 0.",
+            goal="max",
+            low=0.0,
+            high=1.0,
+        ),
+        "sync/bytes_per_client_round": Metric(
+            says="Bytes of the payloads that a client really sent in a round, headers included.",
+            low=0.0,
+        ),
+        "sync/dense_ratio": Metric(
+            says="Bytes of a client's whole gradient in float32 by those it sent; 0 if it sent none.",
+            low=0.0,
+        ),
+        "model/parameters": Metric(says="Parameters of the full model.", low=0.0),
+        "speed/seconds_per_round": Metric(
+            says="Wall time of a round of all clients of this attempt, evaluation included.",
+            goal="min",
+            low=0.0,
+        ),
+    }
+    | {
+        f"train/loss_nats_tier{t}": _loss(
+            f"Mean cross-entropy of the tier-{t} clients' training sequences of this round, where the "
+            "gradient was taken."
+        )
+        for t in TIERS
+    }
+    | {
+        f"val/loss_nats_tier{t}": _loss(f"Mean cross-entropy of tier {t} on held-out sequences.")
+        for t in TIERS
+    }
+    | {
+        f"test/loss_nats_tier{t}": _loss(
+            f"Mean cross-entropy of tier {t} on held-out sequences after the last round."
+        )
+        for t in TIERS
+    }
+)
+
+
+def _train(configs: Sequence[Any], contexts: Sequence[RunContext]) -> None:
+    from assay.engines.swarm.train import train
+
+    train(configs, contexts)
+
+
+def _fingerprint(config: SwarmConfig, seeds: Mapping[str, int]) -> dict[str, str]:
+    from assay.engines.swarm.data import description
+
+    return {f"corpus {config.corpus}": description(config.corpus)}
+
+
+def _environment() -> dict[str, str]:
+    import torch
+
+    return {
+        "torch": torch.__version__,
+        "cpu capability": torch.backends.cpu.get_cpu_capability(),
+        "mkl": "yes" if torch.backends.mkl.is_available() else "no",
+    }
+
+
+ENGINE = Engine(
+    name="swarm",
+    tasks={
+        "train": Task(
+            name="train",
+            config=SwarmConfig,
+            seeds=("init", "data"),
+            metrics=METRICS,
+            run=_train,
+            budget=("steps",),
+            fingerprint=_fingerprint,
+            environment=_environment,
+        )
+    },
+    packages=("torch", "numpy"),
+)

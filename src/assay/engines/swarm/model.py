@@ -1,0 +1,72 @@
+"""The decoder-only transformer: RMSNorm, rotary positions, SwiGLU, untied head (specs/swarm.md §6).
+
+Suffixes, this file: B = sequences, T = tokens, H = heads, D = features of a head.
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from assay.engines.swarm.config import Shape
+
+EPS = 1e-5
+THETA = 10_000.0
+
+
+@lru_cache(maxsize=16)
+def _rotary(length: int, features: int) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of position times frequency, each [length, features]."""
+    frequency = THETA ** (-torch.arange(0, features, 2, dtype=torch.float64) / features)
+    angle = torch.outer(torch.arange(length, dtype=torch.float64), frequency)
+    angle = torch.cat([angle, angle], dim=1)
+    return angle.cos().float(), angle.sin().float()
+
+
+def _rotate(x_BHTD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
+    """Rotary positions (Su et al. 2021): the halves of a head's features are turned together."""
+    left, right = x_BHTD.chunk(2, dim=-1)
+    return x_BHTD * cos_TD + torch.cat([-right, left], dim=-1) * sin_TD
+
+
+def logits(weights: Mapping[str, Tensor], shape: Shape, tokens_BT: Tensor) -> Tensor:
+    """Scores of the next token, [B, T, vocab].
+
+    Args:
+        weights: Name → tensor, of any tier: the feed-forward width is that of `gate`.
+        shape: Sizes of the full model.
+        tokens_BT: Token ids.
+    """
+    features = shape.hidden // shape.heads
+    cos, sin = _rotary(tokens_BT.shape[1], features)
+    cos, sin = cos.to(weights["norm"].dtype), sin.to(weights["norm"].dtype)
+    x = F.embedding(tokens_BT, weights["embedding"])
+    for i in range(shape.layers):
+        at = f"layers.{i}."
+        h = F.rms_norm(x, (shape.hidden,), weights[at + "norm1"], EPS)
+        q, k, v = (
+            F.linear(h, weights[at + n]).unflatten(-1, (shape.heads, features)).transpose(1, 2)
+            for n in ("q", "k", "v")
+        )
+        mixed = F.scaled_dot_product_attention(
+            _rotate(q, cos, sin), _rotate(k, cos, sin), v, is_causal=True
+        )
+        x = x + F.linear(mixed.transpose(1, 2).flatten(2), weights[at + "o"])
+        h = F.rms_norm(x, (shape.hidden,), weights[at + "norm2"], EPS)
+        inner = F.silu(F.linear(h, weights[at + "gate"])) * F.linear(h, weights[at + "up"])
+        x = x + F.linear(inner, weights[at + "down"])
+    return F.linear(F.rms_norm(x, (shape.hidden,), weights["norm"], EPS), weights["head"])
+
+
+def loss(weights: Mapping[str, Tensor], shape: Shape, text_BT: Tensor) -> Tensor:
+    """Mean cross-entropy, in nats, of every token but the first of each sequence.
+
+    Args:
+        weights: Name → tensor.
+        shape: Sizes of the full model.
+        text_BT: One token more than are predicted.
+    """
+    scores = logits(weights, shape, text_BT[:, :-1])
+    return F.cross_entropy(scores.flatten(0, 1), text_BT[:, 1:].flatten())

@@ -1,0 +1,180 @@
+"""Runs of the swarm: replicas, resume, seeds, and what is exchanged."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from assay.engines.swarm.config import MODELS, Shape, SwarmConfig
+from assay.engines.swarm.data import Text, assignment, corpus
+from assay.engines.swarm.matformer import initial, layout, slice_tier, tier_of
+from assay.engines.swarm.model import logits, loss
+from assay.engines.swarm.train import train
+
+CONFIG = SwarmConfig(
+    model="tiny", tiers=(0, 1, 1), steps=7, batch=6, seq_len=16, lr=1e-3, final_lr=1e-4, warmup_steps=2, eval_interval=3, eval_sequences=4
+)  # fmt: skip
+
+
+class Context:
+    """A run context in memory."""
+
+    device, threads, data_dir = "cpu", 1, None
+
+    def __init__(self, init=1, data=2):
+        self.seeds = {"init": init, "data": data}
+        self.logged, self.final, self.saved, self.budget = [], {}, {}, {}
+        self.checkpoint, self.stop_at, self.step = None, None, 0
+
+    def log(self, values, *, step):
+        self.step = step
+        self.logged.append((step, dict(values)))
+
+    def summary(self, values):
+        self.final |= {k: v for k, v in values.items() if not k.startswith("speed/")}
+
+    def save(self, name, content):
+        self.saved[name] = content
+        return ""
+
+    def save_checkpoint(self, step, content):
+        self.checkpoint = (step, content)
+
+    def load_checkpoint(self):
+        return self.checkpoint
+
+    def event(self, kind, message, **details):
+        """Nothing to tell."""
+
+    def spent(self, **budget):
+        self.budget = budget
+
+    def progress(self, step, total, shown):
+        """Nothing is shown."""
+
+    def should_stop(self):
+        return self.step == self.stop_at
+
+
+def run(config, **seeds):
+    """A finished run."""
+    context = Context(**seeds)
+    train([config], [context])
+    return context
+
+
+@pytest.mark.parametrize("mode", ["assay", "legacy", "reference", "local-adamw"])
+def test_an_interrupted_run_ends_as_it_would_have(mode):
+    """Stopped after any round and gone on with: the same numbers, bit for bit."""
+    config = replace(CONFIG, mode=mode, tiers=(0, 0, 0) if mode == "reference" else (0, 1, 1))
+    whole = run(config)
+    for stop in (1, 2, 4):
+        parted = Context()
+        parted.stop_at = stop
+        train([config], [parted])
+        assert parted.final == {}
+        parted.stop_at = None
+        train([config], [parted])
+        assert parted.final == whole.final
+        assert parted.logged == whole.logged
+
+
+@pytest.mark.parametrize("payload", ["1bit", "fp16", "fp32"])
+@pytest.mark.parametrize("apply", ["sign", "raw"])
+def test_replicas_stay_equal(payload, apply):
+    """All clients of a tier hold the same parameters at the end, whatever is sent and applied."""
+    final = run(replace(CONFIG, payload=payload, apply=apply, tiers=(0, 0, 1, 1, 2))).final
+    assert final["sync/replicas_equal"] == 1
+    assert final["sync/bytes_per_client_round"] > 0
+
+
+def test_a_run_that_exchanges_nothing_says_so():
+    """Local training: no bytes, and replicas that drift apart. (Source log S1 was such a run.)"""
+    final = run(replace(CONFIG, mode="local-adamw", tiers=(0, 0, 0))).final
+    assert final["sync/bytes_per_client_round"] == 0
+    assert final["sync/replicas_equal"] == 0
+
+
+def test_training_learns():
+    """Sixty rounds on the standard library lower the held-out loss of every tier."""
+    config = replace(CONFIG, steps=60, batch=24, seq_len=32, eval_interval=60)
+    start, end = run(replace(config, steps=1)).final, run(config).final
+    for tier in (0, 1):
+        assert end[f"test/loss_nats_tier{tier}"] < start[f"test/loss_nats_tier{tier}"] - 0.5
+
+
+def test_seeds_are_what_a_run_depends_on():
+    """Same seeds, same run; another initialisation or another order of the data, another run."""
+    base = run(CONFIG).logged
+    assert run(CONFIG).logged == base
+    assert run(CONFIG, init=5).logged != base
+    assert run(CONFIG, data=5).logged != base
+
+
+def test_a_tier_is_a_part_of_the_full_model():
+    """The small model's tensors are prefixes; tier 1 of tier 1 is tier 2."""
+    shape = Shape(hidden=16, layers=1, heads=2, ffn=32, vocab=20)
+    full = initial(shape, torch.Generator().manual_seed(0))
+    half = slice_tier(full, shape, 1)
+    wide, narrow = layout(shape, 0).views(full), layout(shape, 1).views(half)
+    assert torch.equal(narrow["layers.0.gate"], wide["layers.0.gate"][:16])
+    assert torch.equal(narrow["layers.0.down"], wide["layers.0.down"][:, :16])
+    assert torch.equal(narrow["layers.0.q"], wide["layers.0.q"])
+    assert torch.equal(slice_tier(half, shape, 2, source=1), slice_tier(full, shape, 2))
+    assert [tier_of(shape, w) for w in (32, 16, 8)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="halved"):
+        tier_of(shape, 12)
+    with pytest.raises(ValueError, match="wider"):
+        slice_tier(half, shape, 0, source=1)
+
+
+def test_the_model_reads_no_later_token():
+    """Scores at a place depend on no token after it."""
+    shape = MODELS["tiny"]
+    weights = layout(shape, 0).views(initial(shape, torch.Generator().manual_seed(0)))
+    text = torch.randint(0, 256, (2, 12), generator=torch.Generator().manual_seed(1))
+    other = text.clone()
+    other[:, 8:] = 3
+    torch.testing.assert_close(
+        logits(weights, shape, text)[:, :8], logits(weights, shape, other)[:, :8]
+    )
+    assert abs(float(loss(weights, shape, text)) - 5.545) < 0.1
+
+
+def test_assignment():
+    """Disjoint parts cover the batch once; "same" gives all one part; "fixed" never moves."""
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(0)).numpy()
+    parts = assignment(replace(CONFIG, batch=8), order, 3, [0, 1, 2])
+    assert [len(parts[c]) for c in (0, 1, 2)] == [3, 3, 2]
+    assert sorted(x for part in parts.values() for x in part) == sorted(order[16:24])
+    same = assignment(replace(CONFIG, batches="same"), order, 3, [0, 1, 2])
+    assert list(same[0]) == list(same[2]) == list(order[12:14])
+    fixed = replace(CONFIG, batches="fixed", batch=3)
+    assert [list(assignment(fixed, order, step, [0, 1, 2])[1]) for step in (1, 9)] == [[0], [0]]
+
+
+def test_held_out_text_is_never_trained_on():
+    """No training sequence shares a predicted token with the held-out tenth."""
+    text = Text(corpus("python", None), 64)
+    assert text.train + text.held == (len(text.tokens) - 1) // 64
+    assert text.held >= 0.09 * text.train
+    assert torch.equal(text.held_out(2)[0], text.sequences([text.train])[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "huge"}, "nanogpt-34m"),
+        ({"tiers": ()}, "1 to 256"),
+        ({"tiers": (0, 9)}, "tier from 0 to 8"),
+        ({"batch": 2}, "each of 3 clients"),
+        ({"decay": 1.5}, "from 0 to 1"),
+        ({"lr": float("nan")}, "at least 0"),
+        ({"steps": 0}, "at least 1"),
+        ({"mode": "reference"}, "one tier"),
+    ],
+)
+def test_bad_settings(change, message):
+    """A setting out of its range is refused with the rule and the way out."""
+    with pytest.raises(ValueError, match=message):
+        replace(CONFIG, **change)
