@@ -80,8 +80,7 @@ def log(*files: Path, check: bool = False, fix: bool = False) -> None:
         console.print(line)
     for problem in problems:
         console.print(f"does not hold: {problem}", style="red")
-    if fix and problems:
-        sys.exit(1)
+    sys.exit(int(fix and bool(problems)))
 
 
 def _old(path: Path) -> str:
