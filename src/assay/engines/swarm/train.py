@@ -46,6 +46,7 @@ class Swarm:
         text: The corpus.
         order: Training sequences in the order of their use.
         waiting: Round → payloads of all clients, until they are applied.
+        sent: Payloads of the last round.
     """
 
     config: SwarmConfig
@@ -53,6 +54,7 @@ class Swarm:
     text: Text
     order: np.ndarray
     waiting: dict[int, list[bytes]] = field(default_factory=dict)
+    sent: list[bytes] = field(default_factory=list)
     traffic: Traffic = field(default_factory=Traffic)
 
     def round(self, step: int) -> dict[str, float]:
@@ -70,7 +72,7 @@ class Swarm:
             packed = [self._packed(i, sent[i], step) for i in numbers]
             self.traffic.sent_bytes += sum(map(len, packed))
             self.traffic.payloads += len(packed)
-            self.waiting[step] = packed
+            self.waiting[step] = self.sent = packed
             if not delay:
                 self._apply(self.waiting.pop(step), step, step)
         return self._metrics(step)
@@ -208,8 +210,8 @@ def _store(swarm: Swarm, context: RunContext, step: int) -> None:
     config = swarm.config
     if not config.store or (config.store_steps and step > config.store_steps):
         return
-    if "payloads" in config.store and step in swarm.waiting:
-        for number, data in enumerate(swarm.waiting[step]):
+    if "payloads" in config.store:
+        for number, data in enumerate(swarm.sent):
             context.save(f"payload-{step:05d}-{number:03d}.bin", data)
     if "gradients" in config.store:
         for number, client in enumerate(swarm.clients):

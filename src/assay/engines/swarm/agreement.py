@@ -1,0 +1,265 @@
+"""How much the updates of small clients agree with those of large ones: analyses of stored payloads.
+
+L is the update of the first client of tier 0, S_sum the sum of those of all clients of higher tiers,
+over all stored rounds. `sign` is the share of elements whose signs are equal; 0 equals 0, so that
+shared zeros count as agreement, and a definition that has many of them says little (specs/swarm.md
+§4). `cosine` pools numerator and norms over tensors and rounds.
+
+Each function is an analysis of a study (`[analyses.NAME] function = "assay.engines.swarm.agreement:…"`).
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from assay.core.config import build
+from assay.core.errors import DataError
+from assay.engines.swarm.codec import Grid, decode
+from assay.engines.swarm.config import SwarmConfig
+from assay.engines.swarm.distro import Sent, grids
+from assay.engines.swarm.matformer import Group, layout
+from assay.engines.swarm.payload import Head, schema, unpack
+
+PAYLOAD = re.compile(r"payload-(\d{5,})-(\d{3})\.bin")
+GRADIENT = re.compile(r"gradient-(\d{5,})-(\d{3})\.npz")
+
+
+@dataclass
+class Pooled:
+    """Sums over tensors and rounds, in float64."""
+
+    equal: float = 0.0
+    total: float = 0.0
+    dot: float = 0.0
+    small: float = 0.0
+    large: float = 0.0
+    both_equal: float = 0.0
+    both: float = 0.0
+    either: float = 0.0
+
+    def add(self, small: Tensor, large: Tensor) -> None:
+        """Take in two tensors of one shape."""
+        a, b = small.flatten(), large.flatten()
+        both = (a != 0) & (b != 0)
+        same = a.sign() == b.sign()
+        self.equal += float(same.sum())
+        self.total += a.numel()
+        # Row by row in float64: float32 sums of 10^7 terms would lose digits.
+        self.dot += float((a * b).sum(dtype=torch.float64))
+        self.small += float((a * a).sum(dtype=torch.float64))
+        self.large += float((b * b).sum(dtype=torch.float64))
+        self.both_equal += float((same & both).sum())
+        self.both += float(both.sum())
+        self.either += float(((a != 0) | (b != 0)).sum())
+
+    def __add__(self, other: "Pooled") -> "Pooled":
+        return Pooled(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def values(self, name: str) -> dict[str, float]:
+        """`agree/NAME_sign` and `agree/NAME_cosine`."""
+        norm = (self.small * self.large) ** 0.5
+        return {
+            f"agree/{name}_sign": self.equal / self.total if self.total else float("nan"),
+            f"agree/{name}_cosine": self.dot / norm if norm else float("nan"),
+        }
+
+
+@dataclass(frozen=True)
+class _Round:
+    """What the clients sent in a round: L's coefficients and those of the smaller clients."""
+
+    large: Sequence[Sent]
+    small: Sequence[tuple[int, Sequence[Sent]]]
+
+
+def encoded(artifacts: Mapping[str, Path], run: Mapping[str, Any]) -> dict[str, float]:
+    """Coefficients as transmitted, of all tensors but the feed-forward ones.
+
+    This is what the source measured first. More than 99 % of the places are zeros that both share.
+    """
+    config, pooled = _config(run), Pooled()
+    for sent in _rounds(artifacts, config):
+        for at, (group, cut) in enumerate(_plan(config, 0)):
+            if group.sliced is None:
+                large = _scattered(sent.large[at], cut)
+                small = torch.zeros_like(large)
+                for tier, each in sent.small:
+                    small += _scattered(each[at], _plan(config, tier)[at][1])
+                pooled.add(small, large)
+    return pooled.values("encoded")
+
+
+def decoded(artifacts: Mapping[str, Path], run: Mapping[str, Any]) -> dict[str, float]:
+    """Decoded updates of the full model; where the small clients have nothing, S_sum is 0."""
+    return sum(_decoded(artifacts, run, padded=True).values(), Pooled()).values("decoded")
+
+
+def overlap(artifacts: Mapping[str, Path], run: Mapping[str, Any]) -> dict[str, float]:
+    """Decoded updates of the part that both have: together, by group, and where both are not 0."""
+    groups = _decoded(artifacts, run, padded=False)
+    whole = sum(groups.values(), Pooled())
+    mlp = groups["wide"] + groups["narrow"]
+    found = whole.values("overlap") | mlp.values("mlp")
+    found |= {
+        "agree/both_nonzero_sign": whole.both_equal / whole.both if whole.both else float("nan")
+    }
+    for name in ("embedding", "head", "attention", "norm"):
+        found |= groups[name].values(name)
+    return found
+
+
+def support(artifacts: Mapping[str, Path], run: Mapping[str, Any]) -> dict[str, float]:
+    """Share of the coefficients that L or a small client sent which both sent, by group.
+
+    Mean over the small clients; a coefficient of value 0 was not sent.
+    """
+    config = _config(run)
+    pooled: dict[str, Pooled] = {}
+    for sent in _rounds(artifacts, config):
+        for at, (group, cut) in enumerate(_plan(config, 0)):
+            for tier, each in sent.small:
+                theirs = _plan(config, tier)[at]
+                large = _cut_to(_chunked(sent.large[at], cut), cut, theirs[1])
+                pooled.setdefault(_kind(group), Pooled()).add(_chunked(each[at], theirs[1]), large)
+    whole = sum(pooled.values(), Pooled())
+    return {
+        "agree/support_overlap": whole.both / whole.either if whole.either else float("nan")
+    } | {
+        f"agree/{kind}_support_overlap": p.both / p.either for kind, p in pooled.items() if p.either
+    }
+
+
+def raw(artifacts: Mapping[str, Path], run: Mapping[str, Any]) -> dict[str, float]:
+    """Raw gradients of the first layer's feed-forward block, in the part that both have."""
+    config, pooled = _config(run), Pooled()
+    for rows in _grouped(artifacts, GRADIENT).values():
+        large, small = _sides(rows, config)
+        with np.load(large, allow_pickle=False) as theirs:
+            mine = {name: torch.from_numpy(theirs[name]) for name in ("gate", "up", "down")}
+        total = {name: torch.zeros(1) for name in mine}
+        for _, path in small:
+            with np.load(path, allow_pickle=False) as arrays:
+                for name in total:
+                    total[name] = total[name] + torch.from_numpy(arrays[name])
+        for name, each in total.items():
+            rows_, columns = each.shape
+            pooled.add(each, mine[name][:rows_, :columns])
+    return pooled.values("raw")
+
+
+def _decoded(
+    artifacts: Mapping[str, Path], run: Mapping[str, Any], *, padded: bool
+) -> dict[str, Pooled]:
+    config = _config(run)
+    found = {
+        kind: Pooled() for kind in ("embedding", "head", "attention", "wide", "narrow", "norm")
+    }
+    for sent in _rounds(artifacts, config):
+        for at, (group, cut) in enumerate(_plan(config, 0)):
+            large = decode(sent.large[at].idx, sent.large[at].val, cut)
+            parts = [
+                decode(each[at].idx, each[at].val, _plan(config, tier)[at][1])
+                for tier, each in sent.small
+            ]
+            rows = max(part.shape[1] for part in parts)
+            columns = max(part.shape[2] for part in parts)
+            small = large.new_zeros(large.shape)
+            for part in parts:
+                small[:, : part.shape[1], : part.shape[2]] += part
+            if not padded:
+                small, large = small[:, :rows, :columns], large[:, :rows, :columns]
+            if group.kind == "embedding":
+                found["embedding"].add(small[0], large[0])
+                found["head"].add(small[1], large[1])
+            else:
+                found[group.kind].add(small, large)
+    return found
+
+
+def _config(run: Mapping[str, Any]) -> SwarmConfig:
+    return build(SwarmConfig, run["config"], where="the run")
+
+
+def _plan(config: SwarmConfig, tier: int) -> list[tuple[Group, Grid]]:
+    """Groups of a tier, with their chunks."""
+    cuts = grids(config.shape, tier, config.chunk, config.top_k)
+    return list(zip(layout(config.shape, tier).groups, cuts, strict=True))
+
+
+def _kind(group: Group) -> str:
+    return "mlp" if group.sliced is not None else group.kind
+
+
+def _scattered(sent: Sent, cut: Grid) -> Tensor:
+    """All coefficients of a group, those that were not sent 0, [chunks, volume]."""
+    return torch.zeros(cut.chunks, cut.volume).scatter_add_(1, sent.idx, sent.val)
+
+
+def _chunked(sent: Sent, cut: Grid) -> Tensor:
+    """The same as [count, rows of chunks, columns of chunks, a, b]."""
+    dense = _scattered(sent, cut)
+    return dense.view(cut.count, cut.rows // cut.a, cut.columns // cut.b, cut.a, cut.b)
+
+
+def _cut_to(chunks: Tensor, cut: Grid, other: Grid) -> Tensor:
+    """The chunks that a narrower client has too."""
+    if (cut.a, cut.b) != (other.a, other.b):
+        raise DataError(
+            f"Support can be compared where chunks are equal; {cut.a} x {cut.b} and {other.a} x "
+            f"{other.b} are not. Take a chunk that divides the width of every tier."
+        )
+    return chunks[:, : other.rows // other.a, : other.columns // other.b]
+
+
+def _rounds(artifacts: Mapping[str, Path], config: SwarmConfig) -> Iterator[_Round]:
+    """The stored payloads, round by round."""
+    for step, rows in sorted(_grouped(artifacts, PAYLOAD).items()):
+        large, small = _sides(rows, config)
+        yield _Round(
+            _read(large, 0, step, rows, config),
+            [(tier, _read(path, tier, step, rows, config)) for tier, path in small],
+        )
+
+
+def _read(
+    path: Path, tier: int, step: int, rows: Mapping[int, Path], config: SwarmConfig
+) -> list[Sent]:
+    client = next(number for number, each in rows.items() if each == path)
+    cuts = grids(config.shape, tier, config.chunk, config.top_k)
+    head = Head(config.payload, tier, step, client, schema(cuts))
+    return unpack(path.read_bytes(), head, cuts)
+
+
+def _grouped(artifacts: Mapping[str, Path], pattern: re.Pattern[str]) -> dict[int, dict[int, Path]]:
+    """Round → client → file.
+
+    Raises:
+        DataError: The run stored none.
+    """
+    found: dict[int, dict[int, Path]] = {}
+    for name, path in artifacts.items():
+        if hit := pattern.fullmatch(name):
+            found.setdefault(int(hit[1]), {})[int(hit[2])] = path
+    if not found:
+        raise DataError(
+            f"An agreement needs files named {pattern.pattern}; the run stored none. Set `store` in "
+            "the study's [config] to what is to be kept."
+        )
+    return found
+
+
+def _sides(rows: Mapping[int, Path], config: SwarmConfig) -> tuple[Path, list[tuple[int, Path]]]:
+    """L's file, and tier and file of every smaller client."""
+    large = [rows[n] for n in sorted(rows) if config.tiers[n] == 0]
+    small = [(config.tiers[n], rows[n]) for n in sorted(rows) if config.tiers[n] > 0]
+    if not large or not small:
+        raise DataError(
+            f"An agreement compares a client of tier 0 with smaller ones; the tiers are {config.tiers}."
+        )
+    return large[0], small
