@@ -150,7 +150,10 @@ def test_assignment():
     same = assignment(replace(CONFIG, batches="same"), order, 3, [0, 1, 2])
     assert list(same[0]) == list(same[2]) == list(order[12:14])
     fixed = replace(CONFIG, batches="fixed", batch=3)
-    assert [list(assignment(fixed, order, step, [0, 1, 2])[1]) for step in (1, 9)] == [[0], [0]]
+    assert [list(assignment(fixed, order, step, [0, 1, 2])[1]) for step in (1, 9)] == [
+        [order[0]],
+        [order[0]],
+    ]
 
 
 def test_held_out_text_is_never_trained_on():

@@ -63,7 +63,7 @@ class SwarmConfig:
     (in the data folder)."""
     batches: Batches = "disjoint"
     """Data of a round's clients: "disjoint" parts, the "same" part for all, or "fixed": the
-    corpus' first sequence for every client in every round, which the source's "same batch" was."""
+    run's first part for every client in every round, which the source's "same batch" was."""
     mode: Mode = "assay"
     """How updates are made and applied: "assay" (ours), "reference" (DeMo: at once, no lookahead,
     mean over the senders of a coefficient), "legacy" (the fork that wrote the logs) or

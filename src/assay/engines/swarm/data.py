@@ -106,7 +106,7 @@ def assignment(
     """
     if config.batches == "fixed":
         each = max(1, config.batch // len(clients))
-        return dict.fromkeys(clients, np.arange(each))
+        return dict.fromkeys(clients, order[:each])
     at = (np.arange(config.batch) + (step - 1) * config.batch) % len(order)
     part = order[at]
     if config.batches == "same":
