@@ -169,6 +169,16 @@ def test_settings_with_which_no_round_can_end(change, message):
         replace(SETTINGS, **change)
 
 
+NEXT = {
+    Phase.WAITING: {Phase.WARMUP, Phase.PAUSED},
+    Phase.WARMUP: {Phase.TRAIN, Phase.WAITING},
+    Phase.TRAIN: {Phase.WITNESS},
+    Phase.WITNESS: {Phase.TRAIN, Phase.COOLDOWN},
+    Phase.COOLDOWN: {Phase.WAITING, Phase.PAUSED, Phase.FINISHED},
+}
+"""Which phases may follow each other by time alone."""
+
+
 class Lives(RuleBasedStateMachine):
     """Joins, deaths, reports and delays in any order: the rules hold at every moment."""
 
@@ -176,15 +186,16 @@ class Lives(RuleBasedStateMachine):
         super().__init__()
         self.config = replace(SETTINGS, total_steps=6, epoch_s=60)
         self.state, self.now, self.steps, self.epochs = State(), 0.0, 0, 0
-        self.seen = [Phase.WAITING]
 
     def advance(self, seconds):
         self.now += seconds
         before = self.state
         self.state = tick(before, self.config, self.now)
-        assert tick(self.state, self.config, self.now).step <= self.state.step + 1
         if before.phase is not self.state.phase:
-            self.seen.append(self.state.phase)
+            assert self.state.phase in NEXT[before.phase], (before.phase, self.state.phase)
+            if self.state.phase is Phase.TRAIN:
+                assert len(self.state.members) >= self.config.min_clients
+        assert self.state.step - before.step in (0, 1)
 
     @rule(client=st.integers(0, 7), tier=st.integers(0, 2))
     def comes(self, client, tier):
@@ -228,8 +239,6 @@ class Lives(RuleBasedStateMachine):
         assert state.epoch >= self.epochs
         self.steps, self.epochs = state.step, state.epoch
         assert (state.phase is Phase.FINISHED) <= (state.step == self.config.total_steps)
-        if state.phase is Phase.TRAIN and state.at == self.now:
-            assert len(state.members) >= self.config.min_clients or state.proofs == {}
 
 
 Lives.TestCase.settings = hypothesis_settings(

@@ -15,7 +15,7 @@ from assay.engines.swarm.payload import (
     HEAD,
     Head,
     PayloadError,
-    _digest,
+    digest,
     most_bytes,
     pack,
     schema,
@@ -94,7 +94,7 @@ def test_another_senders_payload(field, value):
 
 def signed(body):
     """A body with a valid digest: what a malicious peer would send."""
-    return body + _digest(body)
+    return body + digest(body)
 
 
 @settings(max_examples=300, deadline=None)

@@ -22,7 +22,7 @@ class Context:
     device, threads, data_dir = "cpu", 1, None
 
     def __init__(self, init=1, data=2):
-        self.seeds = {"init": init, "data": data}
+        self.seeds = {"init": init, "data": data, "faults": 3}
         self.logged, self.final, self.saved, self.budget = [], {}, {}, {}
         self.checkpoint, self.stop_at, self.step = None, None, 0
 
@@ -93,6 +93,98 @@ def test_a_run_that_exchanges_nothing_says_so():
     final = run(replace(CONFIG, mode="local-adamw", tiers=(0, 0, 0))).final
     assert final["sync/bytes_per_client_round"] == 0
     assert final["sync/replicas_equal"] == 0
+
+
+FAULTS = {
+    "latency_ms": (50.0, 150.0),
+    "loss": 0.2,
+    "corrupt": 0.05,
+    "bandwidth": 1e5,
+    "churn": 0.4,
+    "epoch_rounds": 3,
+    "compute_s": (1.0, 1.3, 0.8),
+}
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, "all"])
+def test_replicas_stay_equal_under_faults(fault):
+    """Loss, delay, altered bytes, slow lines, death and rejoining: one hash a tier at the end."""
+    chosen = FAULTS if fault == "all" else {fault: FAULTS[fault], "epoch_rounds": 3}
+    context = run(replace(CONFIG, tiers=(0, 0, 1, 1, 2, 1), steps=12, **chosen))
+    assert context.final["sync/replicas_equal"] == 1
+    equal = [
+        values["sync/replicas_equal"]
+        for _, values in context.logged
+        if "sync/replicas_equal" in values
+    ]
+    assert equal == [1.0] * 4
+    happened = {"loss": "lost", "corrupt": "altered", "churn": "kills"}.get(fault)
+    if happened:
+        assert context.final[f"faults/{happened}"] > 0
+    if fault in ("churn", "all"):
+        assert context.final["faults/rejoins"] > 0
+        assert min(values["sync/members"] for _, values in context.logged) < 6
+
+
+def test_a_perfect_network_changes_nothing_but_time():
+    """Loss, altered bytes and latency cost time and bytes; what is learned is the same."""
+    calm = run(CONFIG).final
+    rough = run(replace(CONFIG, loss=0.3, corrupt=0.1, latency_ms=(5.0, 20.0))).final
+    for name, value in calm.items():
+        if name.startswith(("test/", "val/")):
+            assert rough[name] == value
+    assert rough["time/simulated_s"] > calm["time/simulated_s"]
+    assert rough["sync/moved_bytes"] > calm["sync/moved_bytes"]
+
+
+def test_a_client_that_is_too_slow_is_dropped_and_comes_back():
+    """Its payloads are late for the witnesses; it is a member again in the next epoch."""
+    config = replace(
+        CONFIG, tiers=(0, 1, 1, 1, 1), steps=9, epoch_rounds=4, compute_s=(1.0, 1.0, 1.0, 1.0, 9.0)
+    )
+    context = run(config)
+    members = [values["sync/members"] for _, values in context.logged]
+    assert min(members) == 4
+    assert 5 in members[3:]
+    assert context.final["faults/late"] > 0
+    assert context.final["sync/replicas_equal"] == 1
+
+
+def test_an_interrupted_run_with_faults_ends_as_it_would_have():
+    """Killed after any round, coordinator and network included: the same numbers."""
+    config = replace(CONFIG, tiers=(0, 0, 1, 1, 2), steps=11, **FAULTS)
+    whole = run(config)
+    for stop in range(1, 11):
+        parted = Context()
+        parted.stop_at = stop
+        train([config], [parted])
+        parted.stop_at = None
+        train([config], [parted])
+        assert parted.final == whole.final, stop
+        assert parted.logged == whole.logged, stop
+
+
+@pytest.mark.long
+def test_two_hundred_rounds_with_a_third_of_churn():
+    """30 % churn, 20 % loss, 50 to 150 ms: equal replicas, and a loss within 2 % of a calm run."""
+    config = replace(
+        CONFIG,
+        tiers=(0, 0, 1, 1, 1, 1, 1, 1),
+        steps=200,
+        batch=32,
+        seq_len=32,
+        eval_interval=50,
+        eval_sequences=64,
+    )
+    calm = run(config).final
+    rough = run(
+        replace(config, churn=0.3, epoch_rounds=20, loss=0.2, latency_ms=(50.0, 150.0))
+    ).final
+    assert rough["faults/kills"] > 0
+    assert rough["sync/replicas_equal"] == 1
+    for tier in (0, 1):
+        name = f"test/loss_nats_tier{tier}"
+        assert abs(rough[name] / calm[name] - 1) < 0.02, (rough[name], calm[name])
 
 
 def test_training_learns():
@@ -175,6 +267,10 @@ def test_held_out_text_is_never_trained_on():
         ({"lr": float("nan")}, "at least 0"),
         ({"steps": 0}, "at least 1"),
         ({"mode": "reference"}, "one tier"),
+        ({"loss": 1.0}, "below 1"),
+        ({"churn": 0.3}, "set epoch_rounds"),
+        ({"latency_ms": (2.0, 1.0)}, "smaller first"),
+        ({"compute_s": (0.0,)}, "be positive"),
     ],
 )
 def test_bad_settings(change, message):

@@ -96,6 +96,20 @@ class SwarmConfig:
     """Held-out sequences of an evaluation."""
     checkpoint_interval: int = 0
     """Rounds between two checkpoints; 0 writes none."""
+    epoch_rounds: int = 0
+    """Rounds of an epoch, at whose end clients may join; 0 is one epoch."""
+    latency_ms: tuple[float, float] = (0.0, 0.0)
+    """A payload's way takes a time between these, drawn for each (simulated)."""
+    loss: float = 0.0
+    """Probability that a payload is lost on its way; it is asked for again."""
+    corrupt: float = 0.0
+    """Probability that a payload arrives altered; it is refused and asked for again."""
+    bandwidth: float = 0.0
+    """Bytes a second between two clients; 0 has no limit."""
+    churn: float = 0.0
+    """Probability that a client dies in an epoch; it joins again with the next one."""
+    compute_s: tuple[float, ...] = ()
+    """Simulated seconds that each client needs for a gradient, in turn; () is 1 for all."""
     store: tuple[Literal["payloads", "gradients", "updates"], ...] = ()
     """What is kept for analysis, each round up to `store_steps`: transmitted payloads, raw
     gradients of the first layer's feed-forward block, applied updates of the same."""
@@ -134,9 +148,31 @@ class SwarmConfig:
 
     def _check_numbers(self) -> None:
         """Ranges of the numbers."""
-        for name in ("warmup_steps", "schedule_steps", "checkpoint_interval", "store_steps"):
+        for name in (
+            "warmup_steps",
+            "schedule_steps",
+            "checkpoint_interval",
+            "store_steps",
+            "epoch_rounds",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative; got {getattr(self, name)}")
+        for name in ("loss", "corrupt", "churn"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be from 0 to below 1; got {getattr(self, name)}")
+        if not 0 <= self.latency_ms[0] <= self.latency_ms[1] < float("inf"):
+            raise ValueError(
+                f"latency_ms must be two numbers, the smaller first; got {self.latency_ms}"
+            )
+        if self.bandwidth < 0 or any(not 0 < each < 1e6 for each in self.compute_s):
+            raise ValueError(
+                f"bandwidth must not be negative and compute_s be positive; got {self.bandwidth}, "
+                f"{self.compute_s}"
+            )
+        if self.churn and self.epoch_rounds < 1:
+            raise ValueError(
+                "churn needs epochs: set epoch_rounds, so that who died can join again"
+            )
         for name in ("lr", "final_lr", "weight_decay", "clip"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(
@@ -144,6 +180,11 @@ class SwarmConfig:
                 )
         if not 0 <= self.decay <= 1:
             raise ValueError(f"decay must be from 0 to 1; got {self.decay}")
+
+    @property
+    def has_faults(self) -> bool:
+        """Whether the network does anything but deliver."""
+        return bool(any(self.latency_ms) or self.loss or self.corrupt or self.bandwidth)
 
     @property
     def shape(self) -> Shape:

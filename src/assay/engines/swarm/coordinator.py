@@ -182,6 +182,7 @@ def tick(state: State, settings: Settings, now: float) -> State:
         Phase.WITNESS: _witness,
         Phase.COOLDOWN: _cooldown,
     }.get(state.phase)
+    # The steps add to the beginning of a phase: (at + x) - at may be less than x in floats.
     return state if step is None else step(state, settings, now)
 
 
@@ -190,7 +191,7 @@ def _waiting(state: State, settings: Settings, now: float) -> State:
         return replace(state, phase=Phase.PAUSED, at=now)
     known = {m.client: m for m in state.members}
     everyone = {**{c: m.tier for c, m in known.items()}, **state.pending}
-    if len(everyone) < settings.init_min_clients or now - state.at < settings.waiting_s:
+    if len(everyone) < settings.init_min_clients or now < state.at + settings.waiting_s:
         return state
     members = tuple(
         known.get(client, Member(client, tier, state.step))
@@ -206,7 +207,7 @@ def _warmup(state: State, settings: Settings, now: float) -> State:
         return replace(state, phase=Phase.WAITING, at=now)
     # All of them, not some: a client without the parameters cannot train.
     everyone = state.ready >= {member.client for member in state.members}
-    if not everyone and now - state.at < settings.warmup_s:
+    if not everyone and now < state.at + settings.warmup_s:
         return state
     members = tuple(member for member in state.members if member.client in state.ready)
     if len(members) < settings.min_clients:
@@ -225,13 +226,13 @@ def _warmup(state: State, settings: Settings, now: float) -> State:
 
 def _train(state: State, settings: Settings, now: float) -> State:
     enough = len(state.proofs) >= min(settings.witnesses, len(state.members)) > 0
-    if not enough and now - state.at < settings.round_s:
+    if not enough and now < state.at + settings.round_s:
         return state
     return replace(state, phase=Phase.WITNESS, at=now)
 
 
 def _witness(state: State, settings: Settings, now: float) -> State:
-    if now - state.at < settings.witness_s:
+    if now < state.at + settings.witness_s:
         return state
     agreed = consensus(state.proofs.values())
     done = state.step + 1
@@ -243,7 +244,7 @@ def _witness(state: State, settings: Settings, now: float) -> State:
     dropped = {c for c, n in missed.items() if n >= 2} if state.proofs else set[int]()
     members = tuple(member for member in state.members if member.client not in dropped)
     last = state.last_step
-    if last is None and now - state.epoch_at >= settings.epoch_s:
+    if last is None and now >= state.epoch_at + settings.epoch_s:
         last = done + 2
     ends = (
         not state.proofs
@@ -252,10 +253,12 @@ def _witness(state: State, settings: Settings, now: float) -> State:
         or state.paused
         or (last is not None and done >= last)
     )
+    staying = members if state.proofs else ()
     after = replace(
         state,
         step=done,
-        members=members if state.proofs else (),
+        members=staying,
+        ready=state.ready & {member.client for member in staying},
         missed={c: n for c, n in missed.items() if c not in dropped},
         agreed=agreed,
         proofs={},
@@ -266,7 +269,7 @@ def _witness(state: State, settings: Settings, now: float) -> State:
 
 
 def _cooldown(state: State, settings: Settings, now: float) -> State:
-    if now - state.at < settings.cooldown_s:
+    if now < state.at + settings.cooldown_s:
         return state
     if state.step >= settings.total_steps:
         phase = Phase.FINISHED

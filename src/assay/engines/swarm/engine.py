@@ -30,6 +30,17 @@ METRICS = (
             says="Bytes of a client's whole gradient in float32 by those it sent; 0 if it sent none.",
             low=0.0,
         ),
+        "sync/moved_bytes": Metric(
+            says="Bytes that crossed the simulated network: payloads, repeated ones, fetched models.",
+            low=0.0,
+        ),
+        "sync/members": Metric(says="Members after this round.", low=0.0),
+        "faults/lost": Metric(says="Payloads lost on their way, each asked for again.", low=0.0),
+        "faults/altered": Metric(says="Payloads that arrived altered and were refused.", low=0.0),
+        "faults/late": Metric(says="Payloads that a witness did not have in time.", low=0.0),
+        "faults/kills": Metric(says="Clients that died.", low=0.0),
+        "faults/rejoins": Metric(says="Clients that joined after the first epoch.", low=0.0),
+        "time/simulated_s": Metric(says="Simulated time of the run.", low=0.0),
         "model/parameters": Metric(says="Parameters of the full model.", low=0.0),
         "speed/seconds_per_round": Metric(
             says="Wall time of a round of all clients of this attempt, evaluation included.",
@@ -85,7 +96,7 @@ ENGINE = Engine(
         "train": Task(
             name="train",
             config=SwarmConfig,
-            seeds=("init", "data"),
+            seeds=("init", "data", "faults"),
             metrics=METRICS,
             run=_train,
             budget=("steps",),

@@ -68,7 +68,7 @@ def pack(head: Head, sent: Sequence[Sent], cuts: Sequence[Grid], *, zeros: bool)
             _values(val, kind),
         ]
     body = b"".join(parts)
-    return body + _digest(body)
+    return body + digest(body)
 
 
 def unpack(data: bytes, expected: Head, cuts: Sequence[Grid]) -> list[Sent]:
@@ -86,7 +86,7 @@ def unpack(data: bytes, expected: Head, cuts: Sequence[Grid]) -> list[Sent]:
         raise PayloadError(
             f"A payload of this tier has at most {most_bytes(cuts, expected.kind)} bytes; got {len(data)}"
         )
-    if len(data) < HEAD.size + DIGEST or _digest(data[:-DIGEST]) != data[-DIGEST:]:
+    if len(data) < HEAD.size + DIGEST or digest(data[:-DIGEST]) != data[-DIGEST:]:
         raise PayloadError("A payload must end with its own digest; this one is cut off or altered")
     magic, version, kind, tier, step, client, told = HEAD.unpack_from(data)
     want = (MAGIC, VERSION, KINDS[expected.kind], expected.tier, expected.step, expected.client, expected.schema)  # fmt: skip
@@ -179,7 +179,8 @@ def _repeated(idx_GK: np.ndarray) -> np.ndarray:
     return out
 
 
-def _digest(data: bytes) -> bytes:
+def digest(data: bytes) -> bytes:
+    """The digest that ends a payload, and that witnesses report."""
     return hashlib.blake2b(data, digest_size=DIGEST).digest()
 
 
