@@ -89,10 +89,10 @@ def random_sent(tier, generator, plan_cuts, empty=0.0):
     return out
 
 
-def dense(tier, sent, plan_cuts):
+def dense(tier, sent, plan_cuts, shape=SHAPE):
     """Name → coefficients [rows, columns, a, b] in float64."""
     out = {}
-    for group, cut, part in zip(layout(SHAPE, tier).groups, plan_cuts, sent, strict=True):
+    for group, cut, part in zip(layout(shape, tier).groups, plan_cuts, sent, strict=True):
         freq = torch.zeros(cut.chunks, cut.volume, dtype=torch.float64)
         freq.scatter_add_(1, part.idx, part.val.double())
         grid_ = freq.view(cut.count, cut.rows // cut.a, cut.columns // cut.b, cut.a, cut.b)

@@ -261,7 +261,7 @@ def test_held_out_text_is_never_trained_on():
     [
         ({"model": "huge"}, "nanogpt-34m"),
         ({"tiers": ()}, "1 to 256"),
-        ({"tiers": (0, 9)}, "tier from 0 to 8"),
+        ({"tiers": (0, 9)}, "from 0 to 7"),
         ({"batch": 2}, "each of 3 clients"),
         ({"decay": 1.5}, "from 0 to 1"),
         ({"lr": float("nan")}, "at least 0"),

@@ -142,14 +142,16 @@ def raw(artifacts: Mapping[str, Path], run: Mapping[str, Any]) -> dict[str, floa
         large, small = _sides(rows, config)
         with np.load(large, allow_pickle=False) as theirs:
             mine = {name: torch.from_numpy(theirs[name]) for name in ("gate", "up", "down")}
-        total = {name: torch.zeros(1) for name in mine}
+        total = {name: torch.zeros_like(each) for name, each in mine.items()}
+        most = dict.fromkeys(mine, (0, 0))
         for _, path in small:
             with np.load(path, allow_pickle=False) as arrays:
                 for name in total:
-                    total[name] = total[name] + torch.from_numpy(arrays[name])
-        for name, each in total.items():
-            rows_, columns = each.shape
-            pooled.add(each, mine[name][:rows_, :columns])
+                    each = torch.from_numpy(arrays[name])
+                    total[name][: each.shape[0], : each.shape[1]] += each
+                    most[name] = max(most[name], (each.shape[0], each.shape[1]))
+        for name, (rows_, columns) in most.items():
+            pooled.add(total[name][:rows_, :columns], mine[name][:rows_, :columns])
     return pooled.values("raw")
 
 

@@ -14,6 +14,10 @@ Apply = Literal["sign", "raw"]
 Corpus = Literal["tinyshakespeare", "python"]
 
 
+MOST_TIER = 7
+"""Tiers are reported one by one; a client of tier 7 has 1/128 of the neurons."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
     """The sizes of a decoder-only transformer, at full width."""
@@ -26,11 +30,11 @@ class Shape:
 
     def width(self, tier: int) -> int:
         """Neurons of a feed-forward block of a client of this tier: ffn / 2^tier."""
-        if tier < 0 or self.ffn % 2**tier:
+        most = min(MOST_TIER, (self.ffn & -self.ffn).bit_length() - 1)
+        if not 0 <= tier <= most:
             raise ValueError(
-                f"A tier must halve the width of the feed-forward block evenly; tier {tier} of "
-                f"{self.ffn} neurons does not. Take a tier from 0 to "
-                f"{(self.ffn & -self.ffn).bit_length() - 1}."
+                f"A tier must be from 0 to {most}: each halves the {self.ffn} neurons of a feed-forward "
+                f"block evenly; got {tier}."
             )
         return self.ffn // 2**tier
 
@@ -110,9 +114,9 @@ class SwarmConfig:
     """Probability that a client dies in an epoch; it joins again with the next one."""
     compute_s: tuple[float, ...] = ()
     """Simulated seconds that each client needs for a gradient, in turn; () is 1 for all."""
-    store: tuple[Literal["payloads", "gradients", "updates"], ...] = ()
+    store: tuple[Literal["payloads", "gradients", "model"], ...] = ()
     """What is kept for analysis, each round up to `store_steps`: transmitted payloads, raw
-    gradients of the first layer's feed-forward block, applied updates of the same."""
+    gradients of the first layer's feed-forward block; and at the end the full model."""
     store_steps: int = 0
     """Rounds that are kept; 0 is all."""
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from assay.core.engine import Engine, Metric, RunContext, Task
-from assay.engines.swarm.config import SwarmConfig
+from assay.engines.swarm.config import MOST_TIER, SwarmConfig
 
-TIERS = range(5)
+TIERS = range(MOST_TIER + 1)
 
 
 def _loss(says: str) -> Metric:

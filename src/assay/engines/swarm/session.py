@@ -213,6 +213,10 @@ class Session:
         if self.state.epoch:
             self.network.events["rejoins"] += 1
 
+    def full_model(self) -> Tensor:
+        """The parameters of tier 0 as the living clients have them; a flat row."""
+        return self._patched(0)
+
     def _patched(self, tier: int) -> Tensor:
         """The model of the last cool-down, with what narrower peers have learned since."""
         shape = self.config.shape
@@ -243,7 +247,7 @@ class Session:
         """The end of an epoch: what was sent is applied, and the full model is kept."""
         for sent_at in sorted(self.waiting):
             self._apply(sent_at, sent_at + RULES[self.config.mode].delay)
-        self.full = self._patched(0)
+        self.full = self.full_model()
         settings = self.settings
         self.now = self.state.at + settings.cooldown_s
         self.state = coordinator.tick(self.state, settings, self.now)

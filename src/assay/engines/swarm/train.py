@@ -1,13 +1,14 @@
 """A run of the swarm for the lab: rounds, evaluations, stored payloads, checkpoints."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from assay.core.engine import RunContext
 from assay.engines.swarm import checkpoint
 from assay.engines.swarm.config import SwarmConfig
+from assay.engines.swarm.export import to_bytes
 from assay.engines.swarm.matformer import parameters
 from assay.engines.swarm.payload import dense_bytes
 from assay.engines.swarm.session import Session, begin
@@ -40,8 +41,7 @@ def _train(config: SwarmConfig, context: RunContext) -> None:
         now = time.monotonic()
         if now - shown > SHOW_EVERY_S:
             shown = now
-            losses = {k.removeprefix("train/"): v for k, v in metrics.items() if "loss" in k}
-            context.progress(step, config.steps, losses)
+            context.progress(step, config.steps, _shown(session, metrics))
         stop = context.should_stop()
         due = config.checkpoint_interval and step % config.checkpoint_interval == 0
         if stop or due:
@@ -49,6 +49,14 @@ def _train(config: SwarmConfig, context: RunContext) -> None:
         if stop:
             return
     _finish(session, context, (time.monotonic() - began) / max(1, config.steps - start))
+
+
+def _shown(session: Session, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Members, kilobytes that one of them sent in the round, and the losses of each tier."""
+    sent = [len(data) for data in session.sent.values()]
+    each = sum(sent) / len(sent) / 1000 if sent else 0.0
+    losses = {k.removeprefix("train/"): v for k, v in metrics.items() if "loss" in k}
+    return {"members": float(len(session.state.members)), "kB_each": each} | losses
 
 
 def _finish(session: Session, context: RunContext, seconds: float) -> None:
@@ -68,6 +76,8 @@ def _finish(session: Session, context: RunContext, seconds: float) -> None:
             "speed/seconds_per_round": seconds,
         }
     )
+    if "model" in config.store:
+        context.save("model.safetensors", to_bytes(session.full_model(), config.shape, 0))
     context.spent(rounds=config.steps, gradients=session.gradients)
 
 
