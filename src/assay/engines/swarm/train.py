@@ -78,7 +78,7 @@ def _finish(session: Session, context: RunContext, seconds: float) -> None:
     )
     if "model" in config.store:
         context.save("model.safetensors", to_bytes(session.full_model(), config.shape, 0))
-    context.spent(rounds=config.steps, gradients=session.gradients)
+    context.spent(rounds=config.steps)
 
 
 def _store(session: Session, context: RunContext, step: int) -> None:
