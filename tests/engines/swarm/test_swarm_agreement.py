@@ -154,3 +154,13 @@ def test_equal_updates_agree():
     assert same.values("x") == pytest.approx({"agree/x_sign": 1.0, "agree/x_cosine": 1.0})
     assert other.values("x") == pytest.approx({"agree/x_sign": 0.2, "agree/x_cosine": -1.0})
     assert (other.both, other.both_equal) == (40, 0)
+
+
+def test_first_layer(stored):
+    """The decoded updates of the tensors that `raw` compares."""
+    files, run = stored
+    wanted = ("layers.0.gate", "layers.0.up", "layers.0.down")
+    sign, cosine = pooled(pairs(files, padded=False, wanted=lambda name: name in wanted))
+    found = agreement.first_layer(files, run)
+    assert found["agree/first_layer_sign"] == pytest.approx(sign, abs=1e-3)
+    assert found["agree/first_layer_cosine"] == pytest.approx(cosine, abs=1e-5)
