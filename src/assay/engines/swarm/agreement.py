@@ -155,8 +155,17 @@ def raw(artifacts: Mapping[str, Path], run: Mapping[str, Any]) -> dict[str, floa
     return pooled.values("raw")
 
 
+def first_layer(artifacts: Mapping[str, Path], run: Mapping[str, Any]) -> dict[str, float]:
+    """Decoded updates of the first layer's feed-forward block, in the part that both have.
+
+    The same tensors as `raw`, after compression.
+    """
+    groups = _decoded(artifacts, run, padded=False, first=True)
+    return (groups["wide"] + groups["narrow"]).values("first_layer")
+
+
 def _decoded(
-    artifacts: Mapping[str, Path], run: Mapping[str, Any], *, padded: bool
+    artifacts: Mapping[str, Path], run: Mapping[str, Any], *, padded: bool, first: bool = False
 ) -> dict[str, Pooled]:
     config = _config(run)
     found = {
@@ -180,7 +189,9 @@ def _decoded(
                 found["embedding"].add(small[0], large[0])
                 found["head"].add(small[1], large[1])
             else:
-                found[group.kind].add(small, large)
+                # The tensors of a group stand layer by layer.
+                count = len(group.names) // config.shape.layers if first else len(group.names)
+                found[group.kind].add(small[:count], large[:count])
     return found
 
 
