@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from assay.engines.swarm.client import Client
 from assay.engines.swarm.config import MODELS, Shape, SwarmConfig
 from assay.engines.swarm.data import Text, assignment, corpus
 from assay.engines.swarm.matformer import initial, layout, slice_tier, tier_of
-from assay.engines.swarm.model import logits, loss
+from assay.engines.swarm.model import Scaling, logits, loss
 from assay.engines.swarm.train import train
 
 CONFIG = SwarmConfig(
@@ -218,6 +219,38 @@ def test_a_tier_is_a_part_of_the_full_model():
         tier_of(shape, 12)
     with pytest.raises(ValueError, match="wider"):
         slice_tier(half, shape, 0, source=1)
+
+
+def test_scalings_of_a_narrow_client():
+    """(full/active)^p of the block's output, (active/full)^p of the residual and the norm."""
+    config = replace(CONFIG, width_power=0.5, residual_power=0.5, norm_power=0.25)
+    theta = initial(config.shape, torch.Generator().manual_seed(0))
+    small = Client(config, 2, slice_tier(theta, config.shape, 2)).scaling(1)
+    assert (small.mlp, small.residual, small.norm) == pytest.approx((2.0, 0.5, 4**-0.25))
+    full = Client(config, 0, theta).scaling(1)
+    assert (full.mlp, full.residual, full.norm, full.suffix) == (1, 1, 1, 1)
+    plain = layout(config.shape, 0).views(theta)
+    text = torch.randint(0, 256, (2, 9), generator=torch.Generator().manual_seed(1))
+    scaled = {n: v * 3 if n.endswith("down") else v for n, v in plain.items()}
+    torch.testing.assert_close(
+        logits(plain, config.shape, text, Scaling(mlp=6.0, residual=0.5)),
+        logits(scaled, config.shape, text),
+    )
+
+
+@pytest.mark.parametrize(("kind", "middle"), [("linear", 0.25), ("cosine", 0.5 - 0.5**1.5)])
+def test_the_suffix_gate(kind, middle):
+    """Shut until its start, then a ramp; shut, the full model computes what the core tier does."""
+    config = replace(CONFIG, suffix_gate=kind, gate_start=2, gate_warmup=4, tiers=(0, 1, 1))
+    assert [config.suffix_factor(step) for step in (1, 2, 6, 9)] == [0, 0, 1, 1]
+    assert config.suffix_factor(3) == pytest.approx(middle)
+    theta = initial(config.shape, torch.Generator().manual_seed(0))
+    text = torch.randint(0, 256, (2, 9), generator=torch.Generator().manual_seed(1))
+    wide = Client(config, 0, theta)
+    narrow = Client(config, 1, slice_tier(theta, config.shape, 1))
+    assert wide.held_out_loss(text, 1) == pytest.approx(narrow.held_out_loss(text, 1), abs=1e-6)
+    assert wide.held_out_loss(text, 9) != pytest.approx(narrow.held_out_loss(text, 9), abs=1e-6)
+    assert run(config).final["sync/replicas_equal"] == 1
 
 
 def test_the_model_reads_no_later_token():

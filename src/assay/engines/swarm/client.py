@@ -8,7 +8,7 @@ from torch import Tensor
 from assay.engines.swarm.config import SwarmConfig
 from assay.engines.swarm.distro import RULES, Distro, Sent, applied, grids
 from assay.engines.swarm.matformer import layout
-from assay.engines.swarm.model import loss
+from assay.engines.swarm.model import Scaling, loss
 
 
 class Client:
@@ -43,9 +43,9 @@ class Client:
         config = self.config
         lr = config.lr_at(step)
         if self.distro is None:
-            return self._local(text_BT, lr)
+            return self._local(text_BT, lr, step)
         at = self.distro.ahead(self.theta, config.lr_at(step - 1))
-        self._backward(at, text_BT)
+        self._backward(at, text_BT, step)
         if config.weight_decay:
             self.theta.mul_(1 - lr * config.weight_decay)
         return self.distro.step(self.gradient, lr)
@@ -54,21 +54,35 @@ class Client:
         """Step along an aggregated update."""
         self.theta.sub_(applied(update, self.config.apply), alpha=lr)
 
-    def held_out_loss(self, text_BT: Tensor) -> float:
+    def held_out_loss(self, text_BT: Tensor, step: int) -> float:
         """Mean cross-entropy in nats of every predicted token."""
+        scaling = self.scaling(step)
         with torch.no_grad():
             views = self.plan.views(self.theta)
             parts = [
-                float(loss(views, self.config.shape, part)) * len(part)
+                float(loss(views, self.config.shape, part, scaling)) * len(part)
                 for part in text_BT.split(16)
             ]
         return sum(parts) / len(text_BT)
+
+    def scaling(self, step: int) -> Scaling:
+        """The factors of this tier's feed-forward blocks in a round."""
+        config = self.config
+        full, active = config.shape.ffn, config.shape.width(self.tier)
+        core = config.shape.width(config.gate_tier)
+        return Scaling(
+            mlp=(full / active) ** config.width_power,
+            residual=(active / full) ** config.residual_power,
+            norm=(active / full) ** config.norm_power,
+            core=core,
+            suffix=config.suffix_factor(step) if active > core else 1.0,
+        )
 
     def digest(self) -> str:
         """The sha256 of the parameters."""
         return hashlib.sha256(self.theta.numpy().tobytes()).hexdigest()
 
-    def _backward(self, at: Tensor, text_BT: Tensor) -> None:
+    def _backward(self, at: Tensor, text_BT: Tensor, step: int) -> None:
         """The gradient at some parameters, clipped if the configuration says so."""
         # One gradient row for all tensors: autograd writes into its views.
         self.gradient.zero_()
@@ -79,7 +93,7 @@ class Client:
             leaves.values(), self.plan.views(self.gradient).values(), strict=True
         ):
             leaf.grad = grad
-        value = loss(leaves, self.config.shape, text_BT)
+        value = loss(leaves, self.config.shape, text_BT, self.scaling(step))
         value.backward()
         self.train_loss = float(value.detach())
         if self.config.clip:
@@ -87,8 +101,8 @@ class Client:
             if norm > self.config.clip:
                 self.gradient.mul_(self.config.clip / norm)
 
-    def _local(self, text_BT: Tensor, lr: float) -> list[Sent]:
-        self._backward(self.theta, text_BT)
+    def _local(self, text_BT: Tensor, lr: float, step: int) -> list[Sent]:
+        self._backward(self.theta, text_BT, step)
         if self.adamw is not None:
             self.adamw.param_groups[0]["lr"] = lr
             self.theta.grad = self.gradient

@@ -94,6 +94,20 @@ class SwarmConfig:
     """Decoupled weight decay."""
     clip: float = 0.0
     """Largest norm of a client's gradient; 0 does not clip."""
+    width_power: float = 0.0
+    """A narrow client's feed-forward output is multiplied by (full / active)^p; the source's p is 0.5."""
+    residual_power: float = 0.0
+    """What it adds to the residual stream by (active / full)^p; the source's p is 0.5."""
+    norm_power: float = 0.0
+    """The norm before it by (active / full)^p; the source's p is 0.25."""
+    suffix_gate: Literal["off", "linear", "cosine"] = "off"
+    """How a full-width client lets in the neurons that the core tier lacks: at once, or along a ramp."""
+    gate_tier: int = 1
+    """The core tier: its neurons are never gated."""
+    gate_start: int = 0
+    """Last round in which the suffix is shut."""
+    gate_warmup: int = 100
+    """Rounds of the ramp; 0 opens it at once."""
     eval_interval: int = 20
     """Rounds between two evaluations on held-out text."""
     eval_sequences: int = 64
@@ -177,6 +191,12 @@ class SwarmConfig:
             raise ValueError(
                 "churn needs epochs: set epoch_rounds, so that who died can join again"
             )
+        if self.gate_start < 0 or self.gate_warmup < 0:
+            raise ValueError(
+                "gate_start and gate_warmup must not be negative; got "
+                f"{self.gate_start}, {self.gate_warmup}"
+            )
+        self.shape.width(self.gate_tier)
         for name in ("lr", "final_lr", "weight_decay", "clip"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(
@@ -194,6 +214,15 @@ class SwarmConfig:
     def shape(self) -> Shape:
         """The sizes of the full model."""
         return MODELS[self.model]
+
+    def suffix_factor(self, step: int) -> float:
+        """How far the suffix is let in in a round: 0 until `gate_start`, 1 after the ramp."""
+        if self.suffix_gate == "off":
+            return 1.0
+        if step <= self.gate_start:
+            return 0.0
+        done = min(1.0, (step - self.gate_start) / self.gate_warmup) if self.gate_warmup else 1.0
+        return done if self.suffix_gate == "linear" else 0.5 * (1 - math.cos(math.pi * done))
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a round, counted from 1: linear warm-up, then cosine to `final_lr`."""

@@ -4,6 +4,7 @@ Suffixes, this file: B = sequences, T = tokens, H = heads, D = features of a hea
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -13,6 +14,28 @@ from torch import Tensor
 from assay.engines.swarm.config import Shape
 
 EPS = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """What stabilises a narrow client, and how far the suffix is let in (specs/swarm.md §1).
+
+    Attributes:
+        mlp: Factor of a feed-forward block's output.
+        residual: Factor of what a feed-forward block adds to the residual stream.
+        norm: Factor of the norm before a feed-forward block.
+        core: Neurons that are always active; those behind them are the suffix.
+        suffix: Factor of the suffix: out = prefix + suffix factor x suffix.
+    """
+
+    mlp: float = 1.0
+    residual: float = 1.0
+    norm: float = 1.0
+    core: int = 0
+    suffix: float = 1.0
+
+
+PLAIN = Scaling()
 THETA = 10_000.0
 
 
@@ -31,13 +54,16 @@ def _rotate(x_BHTD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
     return x_BHTD * cos_TD + torch.cat([-right, left], dim=-1) * sin_TD
 
 
-def logits(weights: Mapping[str, Tensor], shape: Shape, tokens_BT: Tensor) -> Tensor:
+def logits(
+    weights: Mapping[str, Tensor], shape: Shape, tokens_BT: Tensor, scaling: Scaling = PLAIN
+) -> Tensor:
     """Scores of the next token, [B, T, vocab].
 
     Args:
         weights: Name → tensor, of any tier: the feed-forward width is that of `gate`.
         shape: Sizes of the full model.
         tokens_BT: Token ids.
+        scaling: Of the feed-forward blocks.
     """
     features = shape.hidden // shape.heads
     cos, sin = _rotary(tokens_BT.shape[1], features)
@@ -55,18 +81,29 @@ def logits(weights: Mapping[str, Tensor], shape: Shape, tokens_BT: Tensor) -> Te
         )
         x = x + F.linear(mixed.transpose(1, 2).flatten(2), weights[at + "o"])
         h = F.rms_norm(x, (shape.hidden,), weights[at + "norm2"], EPS)
+        if scaling.norm != 1:
+            h = h * scaling.norm
         inner = F.silu(F.linear(h, weights[at + "gate"])) * F.linear(h, weights[at + "up"])
-        x = x + F.linear(inner, weights[at + "down"])
+        if scaling.suffix != 1:
+            core, suffix = inner[..., : scaling.core], inner[..., scaling.core :]
+            inner = torch.cat([core, suffix * scaling.suffix], dim=-1)
+        out = F.linear(inner, weights[at + "down"])
+        if scaling.mlp * scaling.residual != 1:
+            out = out * (scaling.mlp * scaling.residual)
+        x = x + out
     return F.linear(F.rms_norm(x, (shape.hidden,), weights["norm"], EPS), weights["head"])
 
 
-def loss(weights: Mapping[str, Tensor], shape: Shape, text_BT: Tensor) -> Tensor:
+def loss(
+    weights: Mapping[str, Tensor], shape: Shape, text_BT: Tensor, scaling: Scaling = PLAIN
+) -> Tensor:
     """Mean cross-entropy, in nats, of every token but the first of each sequence.
 
     Args:
         weights: Name → tensor.
         shape: Sizes of the full model.
         text_BT: One token more than are predicted.
+        scaling: Of the feed-forward blocks.
     """
-    scores = logits(weights, shape, text_BT[:, :-1])
+    scores = logits(weights, shape, text_BT[:, :-1], scaling)
     return F.cross_entropy(scores.flatten(0, 1), text_BT[:, 1:].flatten())

@@ -285,7 +285,7 @@ class Session:
         found: dict[int, float] = {}
         for _, client in sorted(self.clients.items()):
             if client.tier not in found:
-                found[client.tier] = client.held_out_loss(text)
+                found[client.tier] = client.held_out_loss(text, self.state.step)
         return found
 
     def _tier(self, number: int) -> int:
