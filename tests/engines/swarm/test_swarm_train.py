@@ -238,6 +238,18 @@ def test_scalings_of_a_narrow_client():
     )
 
 
+def test_distillation_in_a_run():
+    """The small clients' updates follow the full client; the full one's first gradient is what it was."""
+    config = replace(
+        CONFIG, batches="same", distill_beta=0.8, distill_warmup=0, steps=5, distill_k=8, store=("gradients",)
+    )  # fmt: skip
+    plain, taught = run(replace(config, distill_beta=0.0)), run(config)
+    assert plain.saved["gradient-00001-000.npz"] == taught.saved["gradient-00001-000.npz"]
+    assert plain.saved["gradient-00001-001.npz"] != taught.saved["gradient-00001-001.npz"]
+    assert taught.final["sync/replicas_equal"] == 1
+    assert taught.final["sync/moved_bytes"] > plain.final["sync/moved_bytes"]
+
+
 @pytest.mark.parametrize(("kind", "middle"), [("linear", 0.25), ("cosine", 0.5 - 0.5**1.5)])
 def test_the_suffix_gate(kind, middle):
     """Shut until its start, then a ramp; shut, the full model computes what the core tier does."""
@@ -301,6 +313,8 @@ def test_held_out_text_is_never_trained_on():
         ({"steps": 0}, "at least 1"),
         ({"mode": "reference"}, "one tier"),
         ({"loss": 1.0}, "below 1"),
+        ({"distill_beta": 0.5}, "'same' or 'fixed'"),
+        ({"distill_k": 0}, "distill_k at least 1"),
         ({"churn": 0.3}, "set epoch_rounds"),
         ({"latency_ms": (2.0, 1.0)}, "smaller first"),
         ({"compute_s": (0.0,)}, "be positive"),

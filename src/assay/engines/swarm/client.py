@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from assay.engines.swarm.config import SwarmConfig
+from assay.engines.swarm.distill import Targets, beta_at, distillation_loss, mixed, targets
 from assay.engines.swarm.distro import RULES, Distro, Sent, applied, grids
 from assay.engines.swarm.matformer import layout
-from assay.engines.swarm.model import Scaling, loss
+from assay.engines.swarm.model import Scaling, cross_entropy, logits, loss
 
 
 class Client:
@@ -19,6 +20,7 @@ class Client:
         theta: Its parameters, a flat row.
         gradient: Of the last round, a flat row.
         train_loss: Of the last round, in nats, where the gradient was taken.
+        given: What a full client sends to the small ones of its last round, if they are taught.
     """
 
     def __init__(self, config: SwarmConfig, tier: int, theta: Tensor) -> None:
@@ -28,6 +30,7 @@ class Client:
         self.theta = theta.clone()
         self.gradient = torch.zeros_like(theta)
         self.train_loss = float("nan")
+        self.given: Targets | None = None
         self.distro: Distro | None = None
         self.adamw: torch.optim.AdamW | None = None
         if config.mode == "local-adamw":
@@ -38,17 +41,22 @@ class Client:
             cuts = grids(config.shape, tier, config.chunk, config.top_k)
             self.distro = Distro(self.plan, cuts, RULES[config.mode], config.decay)
 
-    def train(self, text_BT: Tensor, step: int) -> list[Sent]:
+    def train(self, text_BT: Tensor, step: int, teacher: Targets | None = None) -> list[Sent]:
         """One round: a gradient, and the coefficients to send (none where nothing is exchanged)."""
         config = self.config
         lr = config.lr_at(step)
         if self.distro is None:
             return self._local(text_BT, lr, step)
         at = self.distro.ahead(self.theta, config.lr_at(step - 1))
-        self._backward(at, text_BT, step)
+        self._backward(at, text_BT, step, teacher)
         if config.weight_decay:
             self.theta.mul_(1 - lr * config.weight_decay)
         return self.distro.step(self.gradient, lr)
+
+    def beta(self, step: int) -> float:
+        """The weight of the teacher in a round."""
+        config = self.config
+        return beta_at(step, config.distill_start, config.distill_warmup, config.distill_beta)
 
     def apply(self, update: Tensor, lr: float) -> None:
         """Step along an aggregated update."""
@@ -82,7 +90,9 @@ class Client:
         """The sha256 of the parameters."""
         return hashlib.sha256(self.theta.numpy().tobytes()).hexdigest()
 
-    def _backward(self, at: Tensor, text_BT: Tensor, step: int) -> None:
+    def _backward(
+        self, at: Tensor, text_BT: Tensor, step: int, teacher: Targets | None = None
+    ) -> None:
         """The gradient at some parameters, clipped if the configuration says so."""
         # One gradient row for all tensors: autograd writes into its views.
         self.gradient.zero_()
@@ -93,9 +103,15 @@ class Client:
             leaves.values(), self.plan.views(self.gradient).values(), strict=True
         ):
             leaf.grad = grad
-        value = loss(leaves, self.config.shape, text_BT, self.scaling(step))
-        value.backward()
+        scores = logits(leaves, self.config.shape, text_BT[:, :-1], self.scaling(step))
+        value = cross_entropy(scores, text_BT)
         self.train_loss = float(value.detach())
+        if self.config.distill_beta and self.tier == 0:
+            self.given = targets(scores, self.config.distill_k, self.config.distill_temperature)
+        if teacher is not None:
+            divergence = distillation_loss(scores, teacher)
+            value = mixed(value, divergence, self.beta(step), add=self.config.distill == "add")
+        value.backward()
         if self.config.clip:
             norm = float(self.gradient.norm())
             if norm > self.config.clip:

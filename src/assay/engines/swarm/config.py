@@ -108,6 +108,18 @@ class SwarmConfig:
     """Last round in which the suffix is shut."""
     gate_warmup: int = 100
     """Rounds of the ramp; 0 opens it at once."""
+    distill: Literal["add", "mix"] = "add"
+    """How small clients learn from the full one: CE + beta KD, or (1 - beta) CE + beta KD."""
+    distill_beta: float = 0.0
+    """Largest weight of that; 0 is off. It needs one part of the data for all clients."""
+    distill_k: int = 64
+    """Classes that the teacher sends for a token; the others are one tail."""
+    distill_temperature: float = 1.0
+    """Of both distributions."""
+    distill_start: int = 0
+    """Last round without it."""
+    distill_warmup: int = 100
+    """Rounds of the ramp to `distill_beta`."""
     eval_interval: int = 20
     """Rounds between two evaluations on held-out text."""
     eval_sequences: int = 64
@@ -163,6 +175,8 @@ class SwarmConfig:
                 "Take mode 'assay' or 'legacy'."
             )
         self._check_numbers()
+        self._check_network()
+        self._check_teaching()
 
     def _check_numbers(self) -> None:
         """Ranges of the numbers."""
@@ -175,6 +189,16 @@ class SwarmConfig:
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative; got {getattr(self, name)}")
+        for name in ("lr", "final_lr", "weight_decay", "clip"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(
+                    f"{name} must be a number of at least 0; got {getattr(self, name)}"
+                )
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay must be from 0 to 1; got {self.decay}")
+
+    def _check_network(self) -> None:
+        """Faults and epochs."""
         for name in ("loss", "corrupt", "churn"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be from 0 to below 1; got {getattr(self, name)}")
@@ -191,19 +215,29 @@ class SwarmConfig:
             raise ValueError(
                 "churn needs epochs: set epoch_rounds, so that who died can join again"
             )
+
+    def _check_teaching(self) -> None:
+        """Gate and distillation."""
         if self.gate_start < 0 or self.gate_warmup < 0:
             raise ValueError(
                 "gate_start and gate_warmup must not be negative; got "
                 f"{self.gate_start}, {self.gate_warmup}"
             )
         self.shape.width(self.gate_tier)
-        for name in ("lr", "final_lr", "weight_decay", "clip"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(
-                    f"{name} must be a number of at least 0; got {getattr(self, name)}"
-                )
-        if not 0 <= self.decay <= 1:
-            raise ValueError(f"decay must be from 0 to 1; got {self.decay}")
+        if self.distill_beta and self.batches == "disjoint":
+            raise ValueError(
+                "distill_beta needs a teacher on the same sequences: set batches to 'same' or 'fixed'"
+            )
+        if not 0 <= self.distill_beta <= 1 or self.distill_k < 1 or self.distill_temperature <= 0:
+            raise ValueError(
+                "distill_beta must be from 0 to 1, distill_k at least 1 and distill_temperature positive; "
+                f"got {self.distill_beta}, {self.distill_k}, {self.distill_temperature}"
+            )
+        if self.distill_start < 0 or self.distill_warmup < 0:
+            raise ValueError(
+                "distill_start and distill_warmup must not be negative; got "
+                f"{self.distill_start}, {self.distill_warmup}"
+            )
 
     @property
     def has_faults(self) -> bool:

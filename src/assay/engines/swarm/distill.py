@@ -26,6 +26,11 @@ class Targets:
     logz_BT: Tensor
     temperature: float
 
+    @property
+    def bytes(self) -> int:
+        """What crosses the network: values and logZ in 4 bytes each, ids in 4."""
+        return 8 * self.values_BTK.numel() + 4 * self.logz_BT.numel()
+
 
 def targets(logits_BTV: Tensor, k: int, temperature: float) -> Targets:
     """The teacher's side."""

@@ -105,5 +105,9 @@ def loss(
         text_BT: One token more than are predicted.
         scaling: Of the feed-forward blocks.
     """
-    scores = logits(weights, shape, text_BT[:, :-1], scaling)
-    return F.cross_entropy(scores.flatten(0, 1), text_BT[:, 1:].flatten())
+    return cross_entropy(logits(weights, shape, text_BT[:, :-1], scaling), text_BT)
+
+
+def cross_entropy(logits_BTV: Tensor, text_BT: Tensor) -> Tensor:
+    """The same, of scores that are there already."""
+    return F.cross_entropy(logits_BTV.flatten(0, 1), text_BT[:, 1:].flatten())

@@ -19,6 +19,7 @@ from assay.engines.swarm.codec import Grid
 from assay.engines.swarm.config import SwarmConfig
 from assay.engines.swarm.coordinator import Phase, Settings, State
 from assay.engines.swarm.data import Text, assignment, corpus
+from assay.engines.swarm.distill import Targets
 from assay.engines.swarm.distro import RULES, Sent, applied, combined, grids
 from assay.engines.swarm.matformer import initial, layout, prefix, slice_tier
 from assay.engines.swarm.network import Network
@@ -98,8 +99,14 @@ class Session:
         members = [member.client for member in self.state.members]
         parts = assignment(self.config, self.order, step, members)
         packed: dict[int, bytes] = {}
-        for number in members:
-            sent = self.clients[number].train(self.text.sequences(parts[number]), step)
+        teacher: Targets | None = None
+        for number in sorted(members, key=lambda n: (self._tier(n), n)):
+            client = self.clients[number]
+            given = teacher if client.tier > 0 and client.beta(step) > 0 else None
+            sent = client.train(self.text.sequences(parts[number]), step, given)
+            teacher = teacher or (client.given if client.tier == 0 else None)
+            if given is not None:
+                self.network.moved_bytes += given.bytes
             if self.exchanges:
                 packed[number] = self._packed(number, sent, step)
         self.gradients += len(members)
