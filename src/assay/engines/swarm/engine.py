@@ -18,7 +18,6 @@ METRICS = (
         "train/lr": Metric(says="Learning rate of this round.", low=0.0),
         "sync/replicas_equal": Metric(
             says="1 if all clients of each tier hold the same parameters bit for bit, else 0.",
-            goal="max",
             low=0.0,
             high=1.0,
         ),
