@@ -14,6 +14,7 @@ from cyclopts import App, Parameter
 from assay.cli import addition_models as models
 from assay.cli.addition_files import PlainContext, draw_curves, write_root
 from assay.cli.addition_settings import config_from, settings
+from assay.cli.options import SetOption
 from assay.core.errors import ConfigError, StoreError
 
 app = App(name="addition", help="Tiny transformers that learn to add two 10-digit numbers.")
@@ -33,9 +34,7 @@ def train(
     *,
     seed: Annotated[list[int] | None, Parameter(consume_multiple=True, negative="")] = None,
     data_seed: int | None = None,
-    set_: Annotated[
-        list[str] | None, Parameter(name="--set", consume_multiple=True, negative="")
-    ] = None,
+    set_: SetOption = None,
     threads: int | None = None,
     quiet: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from assay.core.files import write_atomic
+
 STATE = "state.safetensors"
 COLUMNS = {
     "train_loss": "train/loss_nats",
@@ -76,11 +78,8 @@ class PlainContext:
         return known | {name: value for name, value in plain.items() if name != "config"}
 
     def _write(self, name: str, content: bytes) -> str:
-        """A file, whole or not at all."""
-        target = self.folder / name
-        draft = target.with_name(f".{name}.part")
-        draft.write_bytes(content)
-        draft.replace(target)
+        """A file, whole or not at all; its sha256."""
+        write_atomic(self.folder / name, content)
         return hashlib.sha256(content).hexdigest()
 
     def save_checkpoint(self, step: int, content: bytes) -> None:

@@ -6,8 +6,8 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
 
+from assay.cli.options import assigned
 from assay.core.config import build
 from assay.core.errors import ConfigError
 from assay.engines.addition import config as schema
@@ -16,17 +16,10 @@ from assay.engines.addition.config import AdditionConfig
 
 def config_from(settings: Sequence[str]) -> AdditionConfig:
     """A configuration from name=value texts; the schedule follows `steps` where it is not given."""
-    values: dict[str, Any] = {}
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"--set takes name=value; got {setting!r}. Write --set d_model=8.")
-        try:
-            values[name] = json.loads(text)
-        except ValueError:
-            values[name] = text
-        if isinstance(values[name], float) and not math.isfinite(values[name]):
-            raise ConfigError(f"--set {name} must be a finite number; got {text}.")
+    values = assigned(settings, "d_model=8")
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"--set {name} must be a finite number; got {json.dumps(value)}.")
     steps = values.get("steps")
     if isinstance(steps, int) and steps > 0:
         default = AdditionConfig()

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from assay.cli.common import Output, print_json
+from assay.cli.options import SetOption, assigned
 from assay.cli.swarm_files import LocalContext
 from assay.core.config import build, to_plain
 from assay.core.errors import ConfigError, StoreError
@@ -29,9 +30,7 @@ def local(
     steps: int = 100,
     model: str = "small",
     seed: int = 0,
-    set_: Annotated[
-        list[str] | None, Parameter(name="--set", consume_multiple=True, negative="")
-    ] = None,
+    set_: SetOption = None,
     threads: int | None = None,
     quiet: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
@@ -115,14 +114,7 @@ def _config(clients: str, steps: int, model: str, settings: list[str]) -> SwarmC
         "steps": steps,
         "model": model,
     }
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"--set takes name=value; got {setting!r}. Write --set loss=0.2.")
-        try:
-            values[name] = json_module.loads(text)
-        except ValueError:
-            values[name] = text
+    values |= assigned(settings, "loss=0.2")
     values["store"] = sorted({*values.get("store", ()), "model"})
     if "batch" not in values:
         values["batch"] = max(32, len(values["tiers"]))

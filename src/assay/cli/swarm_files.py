@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from assay.core.errors import StoreError
+from assay.core.files import write_atomic
 
 STATE = "state.npz"
 
@@ -35,7 +36,7 @@ class LocalContext:
         self.seeds: Mapping[str, int] = {"init": seed, "data": seed, "faults": seed}
         self.device, self.threads, self.data_dir = "cpu", threads, data_dir
         self.folder, self._quiet, self._stop = folder, quiet, False
-        self.step, self.is_finished, self._columns = 0, False, list[str]()
+        self.step, self.is_finished = 0, False
         self.final: dict[str, float] = {}
         self._began = time.monotonic()
         told = {"config": dict(config), "seed": seed}
@@ -52,7 +53,7 @@ class LocalContext:
         self._write("config.json", json.dumps(told, indent=1).encode())
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
-        """Append a row to metrics.csv; a new name begins a new column, so rows are kept as JSON too."""
+        """Append a row to metrics.jsonl; metrics.csv is made of it at the end, when all names are known."""
         self.step = step
         row = {"step": step, **values}
         with (self.folder / "metrics.jsonl").open("a") as file:
@@ -134,9 +135,6 @@ class LocalContext:
         console.print(f"{self.folder}: {time.monotonic() - self._began:.1f} s")
 
     def _write(self, name: str, content: bytes) -> str:
-        """A file, whole or not at all."""
-        target = self.folder / name
-        draft = target.with_name(f".{name}.part")
-        draft.write_bytes(content)
-        draft.replace(target)
+        """A file, whole or not at all; its sha256."""
+        write_atomic(self.folder / name, content)
         return hashlib.sha256(content).hexdigest()

@@ -104,13 +104,3 @@ def _in_code(text: str, place: int) -> bool:
 def _kept_lines(hidden: str) -> str:
     """Blanks in place of characters; a newline stays one."""
     return "\n".join(" " * len(line) for line in hidden.split("\n"))
-
-
-def folded(label: str) -> str:
-    """A label without case, marks and spaces, so that "Scalar CB (eT)" is "ScalarCB_eT"."""
-    return "".join(char for char in label.lower() if char.isalnum() or char in "+=.<>")
-
-
-def words(label: str) -> list[str]:
-    """The words of a label, in lower case, with marks as separators."""
-    return re.findall(r"[^\W_]{1,60}", label.lower())

@@ -140,12 +140,12 @@ def raw(artifacts: Mapping[str, Path], run: Mapping[str, Any]) -> dict[str, floa
     config, pooled = _config(run), Pooled()
     for rows in _grouped(artifacts, GRADIENT).values():
         large, small = _sides(rows, config)
-        with np.load(large, allow_pickle=False) as theirs:
+        with np.load(rows[large], allow_pickle=False) as theirs:
             mine = {name: torch.from_numpy(theirs[name]) for name in ("gate", "up", "down")}
         total = {name: torch.zeros_like(each) for name, each in mine.items()}
         most = dict.fromkeys(mine, (0, 0))
-        for _, path in small:
-            with np.load(path, allow_pickle=False) as arrays:
+        for number in small:
+            with np.load(rows[number], allow_pickle=False) as arrays:
                 for name in total:
                     each = torch.from_numpy(arrays[name])
                     total[name][: each.shape[0], : each.shape[1]] += each
@@ -235,18 +235,15 @@ def _rounds(artifacts: Mapping[str, Path], config: SwarmConfig) -> Iterator[_Rou
     for step, rows in sorted(_grouped(artifacts, PAYLOAD).items()):
         large, small = _sides(rows, config)
         yield _Round(
-            _read(large, 0, step, rows, config),
-            [(tier, _read(path, tier, step, rows, config)) for tier, path in small],
+            _read(rows[large], large, step, config),
+            [(config.tiers[n], _read(rows[n], n, step, config)) for n in small],
         )
 
 
-def _read(
-    path: Path, tier: int, step: int, rows: Mapping[int, Path], config: SwarmConfig
-) -> list[Sent]:
-    client = next(number for number, each in rows.items() if each == path)
+def _read(path: Path, client: int, step: int, config: SwarmConfig) -> list[Sent]:
+    tier = config.tiers[client]
     cuts = grids(config.shape, tier, config.chunk, config.top_k)
-    head = Head(config.payload, tier, step, client, schema(cuts))
-    return unpack(path.read_bytes(), head, cuts)
+    return unpack(path.read_bytes(), Head(config.payload, tier, step, client, schema(cuts)), cuts)
 
 
 def _grouped(artifacts: Mapping[str, Path], pattern: re.Pattern[str]) -> dict[int, dict[int, Path]]:
@@ -267,10 +264,10 @@ def _grouped(artifacts: Mapping[str, Path], pattern: re.Pattern[str]) -> dict[in
     return found
 
 
-def _sides(rows: Mapping[int, Path], config: SwarmConfig) -> tuple[Path, list[tuple[int, Path]]]:
-    """L's file, and tier and file of every smaller client."""
-    large = [rows[n] for n in sorted(rows) if config.tiers[n] == 0]
-    small = [(config.tiers[n], rows[n]) for n in sorted(rows) if config.tiers[n] > 0]
+def _sides(rows: Mapping[int, Path], config: SwarmConfig) -> tuple[int, list[int]]:
+    """L's number, and those of the smaller clients."""
+    large = [n for n in sorted(rows) if config.tiers[n] == 0]
+    small = [n for n in sorted(rows) if config.tiers[n] > 0]
     if not large or not small:
         raise DataError(
             f"An agreement compares a client of tier 0 with smaller ones; the tiers are {config.tiers}."

@@ -48,7 +48,6 @@ def dump(session: Session) -> bytes:
         "moved_bytes": session.network.moved_bytes,
         "sent_bytes": session.sent_bytes,
         "payloads": session.payloads,
-        "gradients": session.gradients,
     }
     arrays["facts"] = np.frombuffer(json.dumps(facts, sort_keys=True).encode(), np.uint8)
     return arrays_to_bytes(arrays)
@@ -100,7 +99,7 @@ def _fill(session: Session, found: Mapping[str, np.ndarray], facts: Mapping[str,
     session.kept = {
         int(name.split(".")[1]): _tensor(found, name) for name in found if name.startswith("kept.")
     }
-    session.waiting = {int(step): {} for step in facts["rounds"]}  # type: ignore[attr-defined]
+    session.waiting = {step: {} for step in msgspec.convert(facts["rounds"], list[int])}
     for name, array in found.items():
         if name.startswith("waiting."):
             _, step, number_ = name.split(".")
@@ -112,7 +111,6 @@ def _fill(session: Session, found: Mapping[str, np.ndarray], facts: Mapping[str,
     session.network.moved_bytes = msgspec.convert(facts["moved_bytes"], int)
     session.sent_bytes = msgspec.convert(facts["sent_bytes"], int)
     session.payloads = msgspec.convert(facts["payloads"], int)
-    session.gradients = msgspec.convert(facts["gradients"], int)
 
 
 def _restore(client: Client, mine: Mapping[str, np.ndarray]) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from assay.engines.swarm.config import SwarmConfig
 from assay.engines.swarm.distill import Targets, beta_at, distillation_loss, mixed, targets
-from assay.engines.swarm.distro import RULES, Distro, Sent, applied, grids
+from assay.engines.swarm.distro import RULES, Distro, Sent, grids
 from assay.engines.swarm.matformer import layout
 from assay.engines.swarm.model import Scaling, cross_entropy, logits, loss
 
@@ -58,9 +58,9 @@ class Client:
         config = self.config
         return beta_at(step, config.distill_start, config.distill_warmup, config.distill_beta)
 
-    def apply(self, update: Tensor, lr: float) -> None:
-        """Step along an aggregated update."""
-        self.theta.sub_(applied(update, self.config.apply), alpha=lr)
+    def apply(self, direction: Tensor, lr: float) -> None:
+        """Step along a direction, which `applied` made of an aggregated update."""
+        self.theta.sub_(direction, alpha=lr)
 
     def held_out_loss(self, text_BT: Tensor, step: int) -> float:
         """Mean cross-entropy in nats of every predicted token."""

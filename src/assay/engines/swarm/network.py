@@ -21,10 +21,9 @@ PUSH, KILL = 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A payload at a receiver: when it was there, after how many tries, how many of them altered."""
+    """A payload at a receiver: when it was there, after how many altered copies."""
 
     at: float
-    tries: int
     altered: int
 
 
@@ -61,7 +60,7 @@ class Network:
         config = self.config
         self.moved_bytes += len(data)
         if not config.has_faults:
-            return Arrival(at, 1, 0)
+            return Arrival(at, 0)
         rng = self.draws(PUSH, step, sender, receiver)
         low, high = (ms / 1000 for ms in config.latency_ms)
         altered = 0
@@ -74,7 +73,7 @@ class Network:
                 self.events["lost"] += tries - 1 - altered
                 self.events["altered"] += altered
                 self.moved_bytes += (tries - 1) * len(data)
-                return Arrival(at, tries, altered)
+                return Arrival(at, altered)
             altered += not lost
             at += TIMEOUT_S + 2 * high
         raise RuntimeError(f"client {receiver} did not get a payload in {MOST_TRIES} tries")

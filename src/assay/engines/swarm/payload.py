@@ -9,6 +9,7 @@ import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -39,7 +40,8 @@ class Head:
     schema: bytes
 
 
-def schema(cuts: Sequence[Grid]) -> bytes:
+@lru_cache(maxsize=64)
+def schema(cuts: tuple[Grid, ...]) -> bytes:
     """The sha256 of how the tensors of a tier are cut: sender and receiver must agree on it."""
     text = ";".join(f"{c.count}x{c.rows}x{c.columns}/{c.a}x{c.b}/{c.k}" for c in cuts)
     return hashlib.sha256(text.encode()).digest()
@@ -187,6 +189,3 @@ def digest(data: bytes) -> bytes:
 def dense_bytes(parameters: int) -> int:
     """What the whole gradient would take in float32."""
     return 4 * parameters
-
-
-__all__ = ["Head", "PayloadError", "dense_bytes", "most_bytes", "pack", "schema", "unpack"]

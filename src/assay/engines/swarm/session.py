@@ -49,7 +49,6 @@ class Session:
         sent: Payloads of the last round.
         sent_bytes: Of all payloads so far, each counted once.
         payloads: How many.
-        gradients: How many were computed so far.
     """
 
     config: SwarmConfig
@@ -66,7 +65,6 @@ class Session:
     sent: dict[int, bytes] = field(default_factory=dict)
     sent_bytes: int = 0
     payloads: int = 0
-    gradients: int = 0
 
     @property
     def exchanges(self) -> bool:
@@ -78,13 +76,14 @@ class Session:
         """The coordinator's: an epoch lasts as many rounds as the configuration says."""
         rounds = self.config.epoch_rounds
         slowest = max(self.network.compute_s(i) for i in range(len(self.config.tiers)))
+        few = min(3, len(self.config.tiers))
         return Settings(
             epoch_s=rounds * 1.0 if rounds else FOREVER_S,
             round_s=max(30.0, 3 * slowest),
             witness_s=0.001,
-            witnesses=min(3, len(self.config.tiers)),
-            min_clients=min(3, len(self.config.tiers)),
-            init_min_clients=min(3, len(self.config.tiers)),
+            witnesses=few,
+            min_clients=few,
+            init_min_clients=few,
             total_steps=self.config.steps,
         )
 
@@ -109,7 +108,6 @@ class Session:
                 self.network.moved_bytes += given.bytes
             if self.exchanges:
                 packed[number] = self._packed(number, sent, step)
-        self.gradients += len(members)
         metrics = self._metrics(step, members)
         self.sent = packed
         self.sent_bytes += sum(map(len, packed.values()))
@@ -162,9 +160,8 @@ class Session:
         self.now = state.at + settings.witness_s
         self.state = coordinator.tick(state, settings, self.now)
         assert self.state.step == step, "a round must end"
-        agreed = self.state.agreed
         if packed:
-            self.waiting[step] = {n: packed[n] for n in agreed}
+            self.waiting[step] = {n: packed[n] for n in self.state.agreed}
         dropped = set(members) - {member.client for member in self.state.members}
         # Without a witness all are withdrawn, and live on; else who was dropped is gone.
         for number in dropped if heard_by_some else ():

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from assay.core.reported.checks.common import Findings, Found, agree, at, ratio, whole
+from assay.core.reported.checks.common import Findings, Found, agree, ratio, whole
 from assay.core.reported.document import Block
 from assay.core.reported.quantities import END, NUMBER, START, Quantity, quantity
 
@@ -134,7 +134,7 @@ def _change(
 
 
 def _found(block: Block, found: "re.Match[str]", recomputed: str, says: str) -> Found:
-    line, column = at(block, found.start())
+    line, column = block.place(found.start())
     return Found(
         "change", line, column, whole(block, found), recomputed,
         f"A change must follow from its two numbers: {says}.",

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from assay.core.reported.checks.common import Findings, Found, agree, at, direction
+from assay.core.reported.checks.common import Findings, Found, agree, direction
 from assay.core.reported.document import Block, Document
 from assay.core.reported.quantities import END, NUMBER, Quantity, quantity, shown
 from assay.core.reported.tables import MEAN_WORDS, Row, Table, key
@@ -96,7 +96,7 @@ def _gain(
         value = quantity(gain["d"])
         steps = [] if column is None else [s for row in upper if (s := _step(row, lower, column))]
         if value and steps and not any(agree(value, *step) for step in steps):
-            line, col = at(block, found.start())
+            line, col = block.place(found.start())
             truth = " or ".join(f"{sum(step) / 2:+.4g}" for step in steps)
             yield _found(block, line, col, gain[0], truth, f"the table gives {truth}", "error")
 
@@ -121,7 +121,7 @@ def _range(
     least, most = min(bounds), max(bounds)
     if agree(told[0], *least) and agree(told[1], *most):
         return
-    line, column = at(block, found.start())
+    line, column = block.place(found.start())
     truth = f"{sum(least) / 2:+.2f} to {sum(most) / 2:+.2f}"
     printed = f"{told[0].text} to {told[1].text}"
     yield _found(
@@ -151,7 +151,7 @@ def best_of_section(document: Document) -> Findings:
                     if _beyond(under, found["name"], found["n"])
                 ]
                 if missing:
-                    line, column = at(block, sentence.start())
+                    line, column = block.place(sentence.start())
                     yield Found(
                         "best", line, column, ", ".join(missing), "in no row",
                         f"What is called the best must be in a table; {', '.join(missing)} is beyond "

@@ -27,11 +27,6 @@ class Found(NamedTuple):
 Findings = Iterator[Found]
 
 
-def at(block: Block, offset: int) -> tuple[int, int]:
-    """Line and column of a place in a block."""
-    return block.place(offset)
-
-
 def whole(block: Block, found: "re.Match[str]") -> str:
     """What stands there, with the bracket that closes it."""
     closing = block.clean[found.end() : found.end() + 1]

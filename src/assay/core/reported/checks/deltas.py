@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import permutations
 
 from assay.core.reported.checks.common import Findings, Found, agree, ratio
@@ -121,16 +122,15 @@ def _wrong_row(
 
 def baseline_deltas(document: Document) -> Findings:
     """Deltas against a baseline, where one row implies another baseline than the rest."""
-    pooled: dict[tuple[str, str], list[tuple[Table, list[_Pair]]]] = defaultdict(list)
+    pooled: dict[tuple[str, str], list[_Pair]] = defaultdict(list)
     for table in document.tables:
         for name, pairs in _pairs(table):
             found = _outliers(pairs, least=3)
             if found is None:
-                pooled[key(name[0]), key(name[1])].append((table, pairs))
+                pooled[key(name[0]), key(name[1])] += pairs
             else:
                 yield from _reported(pairs, *found, name[1])
-    for groups in pooled.values():
-        pairs = [pair for _, group in groups for pair in group]
+    for pairs in pooled.values():
         found = _outliers(pairs, least=ALL_TABLES)
         if found is not None:
             yield from _reported(pairs, *found, "")
@@ -175,7 +175,7 @@ def _beside(table: Table, value: int, at: int) -> list[_Pair]:
 def _outliers(pairs: Sequence[_Pair], least: int) -> tuple[float, list[int]] | None:
     """The baseline that most pairs imply, and the pairs that imply another; None if none does."""
     best: tuple[int, float, list[int]] = (0, 0.0, [])
-    for mode in (_minus, _plus, _scaled):
+    for mode in (partial(_shifted, sign=-1), partial(_shifted, sign=1), _scaled):
         bounds = [mode(pair) for pair in pairs]
         known = [bound for bound in bounds if bound is not None]
         if len(known) < least:
@@ -193,19 +193,12 @@ def _outliers(pairs: Sequence[_Pair], least: int) -> tuple[float, list[int]] | N
     return point, wrong
 
 
-def _minus(pair: _Pair) -> Bounds | None:
+def _shifted(pair: _Pair, sign: int) -> Bounds | None:
+    """The baseline if the delta is value - baseline (-1) or baseline - value (1)."""
     if pair.delta.unit == "%" and pair.value.unit != "%":
         return None
     slack = pair.value.half + pair.delta.half
-    point = pair.value.value - pair.delta.value
-    return point - slack, point + slack
-
-
-def _plus(pair: _Pair) -> Bounds | None:
-    if pair.delta.unit == "%" and pair.value.unit != "%":
-        return None
-    slack = pair.value.half + pair.delta.half
-    point = pair.value.value + pair.delta.value
+    point = pair.value.value + sign * pair.delta.value
     return point - slack, point + slack
 
 

@@ -2,12 +2,12 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from assay.core.reported.checks.common import Findings, Found, agree, at
+from assay.core.reported.checks.common import Findings, Found, agree
 from assay.core.reported.document import Block, Document
 from assay.core.reported.quantities import NUMBER, START, Quantity, quantity, shown
-from assay.core.reported.tables import Row, Table
+from assay.core.reported.tables import Cell, Row, Table
 
 MEAN = re.compile(
     r"\W*(?:mean|avg|average)\b\.?\s{0,3}(?:[±+/-]{1,3}\s{0,2}(?:std|sd|sem))?\s{0,3}"
@@ -59,72 +59,65 @@ def mean_rows(table: Table) -> Findings:
             above.append(row)
 
 
+def _columns(
+    table: Table, above: Sequence[Row], row: Row
+) -> Iterator[tuple[Cell, str, Quantity, list[Quantity]]]:
+    """The cells of a summary that has a number for every row above it: cell, name, number, theirs."""
+    for column in range(1, len(table.head)):
+        cell = row.cells[column]
+        values = [q for each in above if (q := each.cells[column].quantity)]
+        if cell.quantity is not None and len(values) == len(above) >= 2:
+            yield cell, f"{row.label}, {table.head[column]}: {cell.words}", cell.quantity, values
+
+
 def _mean_row(table: Table, above: Sequence[Row], row: Row) -> Findings:
     repeats = all(REPEAT.fullmatch(each.label) for each in above)
     wrong, fits = [], 0
-    for column in range(1, len(table.head)):
-        mean = row.cells[column].quantity
-        values = [q for each in above if (q := each.cells[column].quantity)]
-        if mean is None or len(values) < 2 or len(values) != len(above):
-            continue
+    for cell, printed, mean, values in _columns(table, above, row):
         if any(v.noted or EXCLUDED.search(v.remark) for v in values):
             continue
         low, high = _mean(values)
         if agree(mean, low, high):
             fits += 1
             if mean.spread is not None:
-                cell = row.cells[column]
-                printed = f"{row.label}, {table.head[column]}: {cell.words}"
                 yield from _checked(cell.line, cell.column, printed, values, mean, mean.spread)
         else:
             outside = mean.low > max(v.high for v in values) or mean.high < min(
                 v.low for v in values
             )
-            wrong.append((column, mean, (low + high) / 2, outside))
-    for column, mean, value, outside in wrong:
+            wrong.append((cell, printed, mean, (low + high) / 2, outside))
+    for cell, printed, mean, value, outside in wrong:
         if fits >= len(wrong) or repeats or outside:
-            cell = row.cells[column]
             yield _found(
-                cell.line, cell.column, f"{row.label}, {table.head[column]}: {cell.words}",
-                shown(value, mean), f"the {len(above)} rows above have the mean {shown(value, mean, more=1)}",
+                cell.line, cell.column, printed, shown(value, mean),
+                f"the {len(above)} rows above have the mean {shown(value, mean, more=1)}",
             )  # fmt: skip
 
 
 def _deviation_row(table: Table, above: Sequence[Row], row: Row) -> Findings:
     """A row of standard deviations that the repeats above it do not have."""
-    if len(above) < 2 or not all(REPEAT.fullmatch(each.label) for each in above):
-        return
-    for column in range(1, len(table.head)):
-        cell = row.cells[column]
-        values = [q for each in above if (q := each.cells[column].quantity)]
-        if cell.quantity is None or len(values) != len(above):
-            continue
-        if not any(_near(cell.quantity.value, s, cell.quantity, values) for s in _spreads(values)):
-            printed = f"{row.label}, {table.head[column]}: {cell.words}"
-            yield _spread(cell.line, cell.column, printed, values, cell.quantity)
+    if all(REPEAT.fullmatch(each.label) for each in above):
+        for cell, printed, told, values in _columns(table, above, row):
+            if not any(_near(told.value, spread, told, values) for spread in _spreads(values)):
+                yield _spread(cell.line, cell.column, printed, values, told)
 
 
 def _total_row(table: Table, above: Sequence[Row], row: Row) -> Findings:
     wrong, fits = [], 0
-    for column in range(1, len(table.head)):
-        total = row.cells[column].quantity
-        values = [q for each in above if (q := each.cells[column].quantity)]
-        if total is None or len(values) < 2 or len(values) != len(above):
-            continue
+    for cell, printed, total, values in _columns(table, above, row):
         low, high = sum(v.low for v in values), sum(v.high for v in values)
         whole = all(v.whole for v in values)
         value = sum(v.value for v in values)
         if agree(total, value, value) if whole else agree(total, low, high):
             fits += 1
         else:
-            wrong.append((column, total, value))
-    for column, total, value in wrong:
+            wrong.append((cell, printed, total, value))
+    for cell, printed, total, value in wrong:
         alone = not fits and len(wrong) == 1 and len(above) >= 3 and total.whole
         if fits >= len(wrong) or alone:
-            cell = row.cells[column]
             found = _found(
-                cell.line, cell.column, f"{row.label}, {table.head[column]}: {cell.words}",
-                shown(value, total), f"the {len(above)} rows above have the sum {shown(value, total)}",
+                cell.line, cell.column, printed, shown(value, total),
+                f"the {len(above)} rows above have the sum {shown(value, total)}",
             )  # fmt: skip
             yield found._replace(rule="total", severity="note" if alone else "error")
 
@@ -172,7 +165,7 @@ def cross_validation(document: Document) -> Findings:
                 low - told.half <= told.high and told.low <= high + told.half
                 for low, high in bounds
             ):
-                line, column = at(block, found.start())
+                line, column = block.place(found.start())
                 value = sum(bounds[0]) / 2
                 yield _found(
                     line, column, found[0], shown(value, told), f"no column of the {len(folds)} folds above "
@@ -189,7 +182,7 @@ def told_means(block: Block) -> Findings:
             mean, std = quantity(found["mean"]), quantity(found["std"] or "")
             if mean is None or len(values) < 2:
                 continue
-            line, column = at(block, found.start())
+            line, column = block.place(found.start())
             printed = " ".join(found[0].split())
             yield from _checked(line, column, printed, values, mean, std.value if std else None)
 

@@ -4,7 +4,7 @@ import math
 import re
 from itertools import permutations
 
-from assay.core.reported.checks.common import Findings, Found, agree, at, whole
+from assay.core.reported.checks.common import Findings, Found, agree, whole
 from assay.core.reported.document import Block
 from assay.core.reported.quantities import END, NUMBER, START, Quantity, quantity, shown
 from assay.core.reported.tables import Table
@@ -57,7 +57,7 @@ def shares(block: Block) -> Findings:
                 yield from _share(block, found, k, n, p)
     for found in COUNTED.finditer(block.clean):
         if int(found["k"]) > int(found["n"]):
-            line, column = at(block, found.start())
+            line, column = block.place(found.start())
             yield Found(
                 "count", line, column, found[0].strip(), f"at most {found['n']}",
                 f"No more than {found['n']} of {found['n']} {found['what']} can be counted.",
@@ -77,7 +77,7 @@ def _share(block: Block, found: "re.Match[str]", k: Quantity, n: Quantity, p: Qu
         return
     if _rounds(p, point) or _rounds(p, scale - point):
         return
-    line, column = at(block, found.start())
+    line, column = block.place(found.start())
     better = f"{shown(point, p)}{found['unit']}"
     division = f"{k.text}/{n.text} is {shown(point, p, more=1)}{found['unit']}"
     wrong = Found(

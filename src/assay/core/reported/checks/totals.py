@@ -4,12 +4,11 @@ import math
 import re
 from collections import defaultdict
 
-from assay.core.reported.checks.common import Findings, Found, agree, at
+from assay.core.reported.checks.common import Findings, Found, agree
 from assay.core.reported.document import Block, Document
 from assay.core.reported.quantities import END, NUMBER, Quantity, quantity, shown
 
 SCALED = rf"{NUMBER}(?:[kKMB](?!\w))?"
-OPERATOR = r"\s{0,2}(?P<op>[x×*·+/÷−-])\s{0,2}"
 EQUATION = re.compile(
     rf"(?<![\w.,)(/^*=+×-])(?<![+*/×x=^-] ){SCALED}(?:\s{{0,2}}(?:[x×*·]|(?<=\s)[+/÷−-](?=\s))\s{{0,2}}{SCALED}){{1,12}}\s{{0,3}}"
     rf"(?P<equal>=|≈)\s{{0,3}}(?P<about>[~≈]\s?)?(?P<c>{SCALED}){END}(?!\s?[x×*·/÷^%+=]|\s[-−])"
@@ -41,7 +40,7 @@ def equations(block: Block) -> Findings:
         if agree(result, bounds[0] - slack, bounds[1] + slack):
             continue
         value = sum(bounds) / 2
-        line, column = at(block, found.start())
+        line, column = block.place(found.start())
         yield Found(
             "equation", line, column, " ".join(found[0].split()), shown(value, result),
             f"Both sides of an equation must be equal: {' '.join(left.split())} is {shown(value, result, more=1)}.",
@@ -98,7 +97,7 @@ def _broken(name: str, entries: list[tuple[Block, re.Match[str], int, int]]) -> 
     whole = sum(each.values())
     for block, found, total, steps in entries:
         if total % steps and whole >= 2 and each[usual] >= 2:
-            line, column = at(block, found.start())
+            line, column = block.place(found.start())
             yield Found(
                 "multiple", line, column, found[0], f"{usual * steps:,}",
                 f"{name} is {usual:,} times the steps in {each[usual]} entries; {total:,} is no "
