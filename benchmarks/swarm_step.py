@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from assay.engines.swarm.codec import dct_matrix, divisor
-from assay.engines.swarm.config import MODELS
-from assay.engines.swarm.distro import RULES, Distro, combined, grids
+from assay.engines.swarm.codec import dct_matrix
+from assay.engines.swarm.config import MODELS, Cut, divisor
+from assay.engines.swarm.distro import RULES, Distro, Peer, combined, grids
 from assay.engines.swarm.matformer import initial, layout
 
 CHUNK, K, DECAY, LR = 64, 8, 0.999, 4e-4
@@ -76,7 +76,7 @@ def main():
     torch.set_num_threads(options.threads)
     generator = torch.Generator().manual_seed(0)
     plan, rule = layout(SHAPE, 0), RULES["reference"]
-    batched = Distro(plan, grids(SHAPE, 0, CHUNK, K), rule, DECAY)
+    batched = Distro(plan, grids(SHAPE, 0, Cut(CHUNK, K, CHUNK)), rule, DECAY)
     theta = initial(SHAPE, generator)
     views = {n: v.reshape(-1, v.shape[-1]) for n, v in plan.views(theta).items()}
     single = TensorByTensor({name: view.shape for name, view in views.items()})
@@ -86,7 +86,7 @@ def main():
         named = {n: v.reshape(-1, v.shape[-1]) for n, v in plan.views(flat).items()}
         start = time.perf_counter()
         sent = batched.step(flat, LR)
-        update = combined(SHAPE, 0, [(0, sent)], rule, (CHUNK, K))
+        update = combined(SHAPE, 0, [Peer(0, sent)], rule, Cut(CHUNK, K, CHUNK))
         theta.sub_(update.sign_(), alpha=LR)
         times["batched"].append(time.perf_counter() - start)
         start = time.perf_counter()

@@ -116,7 +116,7 @@ def test_killed_recorder_leaves_no_program(project):
     wait_for(lambda: len(workers(project)) == 2)
     runner.kill()
     runner.communicate()
-    wait_for(lambda: not workers(project), seconds=5)
+    wait_for(lambda: not workers(project))
 
 
 def test_tensorboard_folder_is_collected(project):

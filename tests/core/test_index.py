@@ -391,7 +391,7 @@ IN_PLACE = {
     "events.jsonl": lambda f: change_text(f / "events.jsonl", "0.5", "0.9"),
     "provenance.json": lambda f: edit_json(f / "provenance.json", device="cuda"),
     "env.json": lambda f: edit_json(f / "env.json", values={}),
-    "metrics-0-1.jsonl": lambda f: change_text(f / "metrics-0-1.jsonl", "3.0", "1.0"),
+    "metrics-0-1.jsonl": lambda f: change_text(f / "metrics-0-1.jsonl", ":3.0}", ":1.0}"),
     "metrics.parquet": lambda f: (f / "metrics.parquet").write_bytes(b""),
     "artifacts/manifest.jsonl": lambda f: (f / "artifacts/manifest.jsonl").write_bytes(b""),
     "the summary that events.jsonl tells": lambda f: edit_json(f / "end.json", summary={SCORE: 1}),

@@ -40,7 +40,7 @@ def back(freq):
     return joined(idctn(freq, axes=(2, 3), norm="ortho"))
 
 
-class Peer:
+class Client:
     """One client of the fork: lookahead, update, and what it forgets a round later."""
 
     def __init__(self, shapes, most, k, decay, lookahead, at_once):

@@ -41,7 +41,7 @@ def updates(files):
         if name.startswith("payload"):
             step, client = int(name[8:13]), int(name[14:17])
             tier = STORED.tiers[client]
-            cuts = grids(STORED.shape, tier, STORED.chunk, STORED.top_k)
+            cuts = grids(STORED.shape, tier, STORED.cut)
             sent = unpack(path.read_bytes(), Head("1bit", tier, step, client, schema(cuts)), cuts)
             decoded = {n: back(freq) for n, freq in dense(tier, sent, cuts, STORED.shape).items()}
             found.setdefault(step, {})[client] = decoded

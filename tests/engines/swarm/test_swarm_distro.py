@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from reference import Peer, combine_coefficients, combine_elements
+from reference import Client, combine_coefficients, combine_elements
 
 from assay.engines.swarm.codec import decode, encode, grid
-from assay.engines.swarm.config import MODELS, Shape
-from assay.engines.swarm.distro import RULES, Distro, Sent, combined, grids
+from assay.engines.swarm.config import MODELS, Cut, Shape
+from assay.engines.swarm.distro import RULES, Distro, Peer, Sent, combined, grids
 from assay.engines.swarm.matformer import layout
 
 SHAPE = Shape(hidden=24, layers=2, heads=2, ffn=32, vocab=37)
-CUT = (8, 3)
+CUT = Cut(8, 3, 8)
 
 
 def as_arrays(plan, flat):
@@ -29,7 +29,7 @@ def gradient(plan, generator, scale=1.0):
 def test_all_coefficients_give_the_tensor_back(shape, k):
     """The transform is orthonormal: energy is kept, and all coefficients are the tensor."""
     stack = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    cut = grid(*shape, 8, k)
+    cut = grid(*shape, (8, 8), k)
     idx, val = encode(stack, cut)
     kept = decode(idx, val, cut)
     assert idx.shape == (cut.chunks, cut.k)
@@ -45,7 +45,7 @@ def test_all_coefficients_give_the_tensor_back(shape, k):
 def test_more_coefficients_than_are_cheap_to_decode_sparsely():
     """Both ways back agree."""
     stack = torch.randn(2, 32, 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    cut = grid(2, 32, 32, 32, 200)
+    cut = grid(2, 32, 32, (32, 32), 200)
     idx, val = encode(stack, cut)
     parts = [decode(idx[:, i : i + 50], val[:, i : i + 50], cut) for i in range(0, 200, 50)]
     torch.testing.assert_close(decode(idx, val, cut), sum(parts))
@@ -56,11 +56,12 @@ def test_more_coefficients_than_are_cheap_to_decode_sparsely():
 def test_a_client_over_rounds(mode, tier):
     """Lookahead, update, choice and forgetting over eight rounds: supports equal, values to 1e-5."""
     rule, plan = RULES[mode], layout(SHAPE, tier)
-    mine = Distro(plan, grids(SHAPE, tier, *CUT), rule, 0.99)
+    mine = Distro(plan, grids(SHAPE, tier, CUT), rule, 0.99)
     generator = torch.Generator().manual_seed(3)
     theta = torch.randn(plan.size, generator=generator)
     arrays = as_arrays(plan, theta)
-    theirs = Peer({n: a.shape for n, a in arrays.items()}, *CUT, 0.99, rule.lookahead, rule.at_once)
+    shapes = {n: a.shape for n, a in arrays.items()}
+    theirs = Client(shapes, *CUT[:2], 0.99, rule.lookahead, rule.at_once)
     for step in range(1, 9):
         lr_before, lr = (0.1 * (step - 1), 0.1 * step)
         ahead = as_arrays(plan, mine.ahead(theta, lr_before))
@@ -105,12 +106,12 @@ def dense(tier, sent, plan_cuts, shape=SHAPE):
 def test_contributors_are_counted_by_element(tiers, receiver):
     """Peers of any tiers, some silent: every element is the mean of those that sent for it."""
     generator = torch.Generator().manual_seed(5)
-    peers = [(t, random_sent(t, generator, grids(SHAPE, t, *CUT), empty=0.4)) for t in tiers]
+    peers = [Peer(t, random_sent(t, generator, grids(SHAPE, t, CUT), empty=0.4)) for t in tiers]
     update = combined(SHAPE, receiver, peers, RULES["assay"], CUT)
     plan = layout(SHAPE, receiver)
     got = as_arrays(plan, update)
     shapes = {name: each.shape for name, each in got.items()}
-    received = [(t, dense(t, sent, grids(SHAPE, t, *CUT))) for t, sent in peers]
+    received = [(p.tier, dense(p.tier, p.sent, grids(SHAPE, p.tier, CUT))) for p in peers]
     for name, want in combine_elements(received, shapes).items():
         np.testing.assert_allclose(got[name], want, atol=1e-5)
 
@@ -118,17 +119,17 @@ def test_contributors_are_counted_by_element(tiers, receiver):
 def test_senders_are_counted_by_coefficient():
     """DeMo's rule: mean over those that sent a coefficient."""
     generator = torch.Generator().manual_seed(6)
-    cuts = grids(SHAPE, 0, *CUT)
-    peers = [(0, random_sent(0, generator, cuts)) for _ in range(4)]
+    cuts = grids(SHAPE, 0, CUT)
+    peers = [Peer(0, random_sent(0, generator, cuts)) for _ in range(4)]
     got = as_arrays(layout(SHAPE, 0), combined(SHAPE, 0, peers, RULES["reference"], CUT))
-    for name, want in combine_coefficients([(0, dense(0, s, cuts)) for _, s in peers]).items():
+    for name, want in combine_coefficients([(0, dense(0, p.sent, cuts)) for p in peers]).items():
         np.testing.assert_allclose(got[name], want, atol=1e-5)
 
 
 def test_tiers_agree_bit_for_bit_where_they_overlap():
     """What a small client applies is the same as a large one's, in the part that both have."""
     generator = torch.Generator().manual_seed(7)
-    peers = [(t, random_sent(t, generator, grids(SHAPE, t, *CUT), 0.2)) for t in (0, 1, 2, 1)]
+    peers = [Peer(t, random_sent(t, generator, grids(SHAPE, t, CUT), 0.2)) for t in (0, 1, 2, 1)]
     updates = {t: combined(SHAPE, t, peers, RULES["assay"], CUT) for t in (0, 1, 2)}
     wide = layout(SHAPE, 0).views(updates[0])
     for tier in (1, 2):
@@ -142,6 +143,6 @@ def test_the_quoted_counts():
     """34,124,544 parameters, 127,840 coefficients, 30,978,816 in tier 1; 50257 is cut by 29."""
     shape = MODELS["nanogpt-34m"]
     assert (layout(shape, 0).size, layout(shape, 1).size) == (34_124_544, 30_978_816)
-    cuts = grids(shape, 0, 64, 8)
+    cuts = grids(shape, 0, Cut(64, 8, 64))
     assert sum(cut.chunks * cut.k for cut in cuts) == 127_840
     assert (cuts[0].a, cuts[0].b) == (29, 64)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay.engines.swarm.codec import encode
-from assay.engines.swarm.config import MODELS, Shape
+from assay.engines.swarm.config import MODELS, Cut, Shape
 from assay.engines.swarm.distro import Sent, grids
 from assay.engines.swarm.matformer import layout
 from assay.engines.swarm.payload import (
@@ -23,12 +23,13 @@ from assay.engines.swarm.payload import (
 )
 
 SHAPE = Shape(hidden=16, layers=1, heads=2, ffn=32, vocab=20)
+CUT = Cut(8, 3, 8)
 
 
 def example(kind="1bit", tier=0, *, zeros=False, seed=0):
     """A payload with silent chunks, its head, cuts and coefficients."""
     generator = torch.Generator().manual_seed(seed)
-    cuts = grids(SHAPE, tier, 8, 3)
+    cuts = grids(SHAPE, tier, CUT)
     sent = []
     for group, cut in zip(layout(SHAPE, tier).groups, cuts, strict=True):
         idx, val = encode(torch.randn(len(group.names), *group.shape, generator=generator), cut)
@@ -60,7 +61,7 @@ def test_zeros_that_are_sent():
 
 def test_a_chunk_with_fewer_coefficients_than_k():
     """What is zero in a chunk that sends is not sent: no place is named twice with a value."""
-    cuts = grids(SHAPE, 0, 8, 3)
+    cuts = grids(SHAPE, 0, CUT)
     sent = [Sent(torch.arange(c.k).repeat(c.chunks, 1), torch.zeros(c.chunks, c.k)) for c in cuts]
     sent[1].val[4] = torch.tensor([-2.0, 0.0, 0.0])
     head = Head("1bit", 0, 1, 0, schema(cuts))
@@ -72,7 +73,7 @@ def test_a_chunk_with_fewer_coefficients_than_k():
 def test_the_quoted_bytes():
     """271 kB and 766 kB of 136.5 MB, as specs/swarm.md §2 has them, and 2 kB of bitmaps."""
     shape = MODELS["nanogpt-34m"]
-    cuts = grids(shape, 0, 64, 8)
+    cuts = grids(shape, 0, Cut(64, 8, 64))
     bitmaps = sum(-(-cut.chunks // 8) for cut in cuts)
     fixed = HEAD.size + DIGEST + bitmaps
     # A norm's chunk has 64 places, which take one byte: 544 coefficients.

@@ -223,7 +223,7 @@ def test_a_tier_is_a_part_of_the_full_model():
 
 def test_scalings_of_a_narrow_client():
     """(full/active)^p of the block's output, (active/full)^p of the residual and the norm."""
-    config = replace(CONFIG, width_power=0.5, residual_power=0.5, norm_power=0.25)
+    config = replace(CONFIG, width_power=0.5, residual_power=0.5, norm_power=0.25, tiers=(0, 1, 2))
     theta = initial(config.shape, torch.Generator().manual_seed(0))
     small = Client(config, 2, slice_tier(theta, config.shape, 2)).scaling(1)
     assert (small.mlp, small.residual, small.norm) == pytest.approx((2.0, 0.5, 4**-0.25))
@@ -291,6 +291,64 @@ def test_assignment():
         [order[0]],
         [order[0]],
     ]
+
+
+def test_who_gets_which_part():
+    """Disjoint parts are dealt anew in each round; aligned ones by place."""
+    order = torch.randperm(600, generator=torch.Generator().manual_seed(0)).numpy()
+    clients = [0, 1, 2, 3]
+    config = replace(CONFIG, tiers=(0, 1, 1, 1), batch=6)
+    longer = [
+        tuple(len(assignment(config, order, step, clients)[c]) for c in clients)
+        for step in range(1, 40)
+    ]
+    assert all(sorted(sizes) == [1, 1, 2, 2] for sizes in longer)
+    assert all(any(sizes[c] == 1 for sizes in longer) for c in clients)
+    aligned = replace(config, batches="aligned")
+    for step in (1, 2, 7):
+        parts = assignment(aligned, order, step, clients)
+        assert [len(parts[c]) for c in clients] == [2, 2, 1, 1]
+        assert list(parts[0]) == list(order[6 * step - 6 : 6 * step - 4])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "want"),
+    [
+        ("cosine", [0.5, 1.0, 0.1 + 0.45 * (1 + 0.5**0.5), 0.55, 0.1]),
+        ("linear", [0.5, 1.0, 0.775, 0.55, 0.1]),
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0]),
+        ("wsd", [0.5, 1.0, 1.0, 1.0, 0.1]),
+    ],
+)
+def test_learning_rates(schedule, want):
+    """Warm-up, then down to the final rate along the schedule; it stays there."""
+    config = replace(CONFIG, schedule=schedule, warmup_steps=2, steps=10, lr=1.0, final_lr=0.1)
+    assert [config.lr_at(step) for step in (1, 2, 4, 6, 10)] == pytest.approx(want)
+    assert config.lr_at(99) == config.lr_at(10)
+    if schedule == "wsd":
+        assert config.lr_at(9) == pytest.approx(0.1 + 0.9 * 0.625)
+
+
+def test_a_run_that_ends_by_time():
+    """Simulated seconds end it after a whole round, with what was sent applied."""
+    config = replace(CONFIG, steps=50, stop_s=10.0)
+    context = run(config)
+    rounds = context.budget["rounds"]
+    assert 3 < rounds < 12
+    assert context.logged[-1][0] == rounds
+    assert context.final["sync/replicas_equal"] == 1
+    assert context.final["time/simulated_s"] >= 10.0
+
+
+def test_a_late_joiners_first_rounds_are_not_applied():
+    """It trains, and sends; but what it sends counts only after some rounds."""
+    late = {"churn": 0.6, "epoch_rounds": 4, "steps": 16, "tiers": (0, 0, 1, 1, 1, 1)}
+    warm, cold = (run(replace(CONFIG, cold_rounds=rounds, **late)) for rounds in (0, 3))
+    assert cold.final["faults/rejoins"] > 0
+    assert cold.final["sync/replicas_equal"] == 1
+    assert cold.final["test/loss_nats_tier0"] != warm.final["test/loss_nats_tier0"]
+    first = [values for step, values in cold.logged if step <= 4]
+    assert first == [values for step, values in warm.logged if step <= 4]
 
 
 def test_held_out_text_is_never_trained_on():

@@ -23,8 +23,8 @@ from assay.core.errors import DataError
 from assay.engines.swarm.codec import Grid, decode
 from assay.engines.swarm.config import SwarmConfig
 from assay.engines.swarm.distro import Sent, grids
+from assay.engines.swarm.exchange import read
 from assay.engines.swarm.matformer import Group, layout
-from assay.engines.swarm.payload import Head, schema, unpack
 
 PAYLOAD = re.compile(r"payload-(\d{5,})-(\d{3})\.bin")
 GRADIENT = re.compile(r"gradient-(\d{5,})-(\d{3})\.npz")
@@ -201,7 +201,7 @@ def _config(run: Mapping[str, Any]) -> SwarmConfig:
 
 def _plan(config: SwarmConfig, tier: int) -> list[tuple[Group, Grid]]:
     """Groups of a tier, with their chunks."""
-    cuts = grids(config.shape, tier, config.chunk, config.top_k)
+    cuts = grids(config.shape, tier, config.cut)
     return list(zip(layout(config.shape, tier).groups, cuts, strict=True))
 
 
@@ -240,10 +240,9 @@ def _rounds(artifacts: Mapping[str, Path], config: SwarmConfig) -> Iterator[_Rou
         )
 
 
-def _read(path: Path, client: int, step: int, config: SwarmConfig) -> list[Sent]:
-    tier = config.tiers[client]
-    cuts = grids(config.shape, tier, config.chunk, config.top_k)
-    return unpack(path.read_bytes(), Head(config.payload, tier, step, client, schema(cuts)), cuts)
+def _read(path: Path, client: int, step: int, config: SwarmConfig) -> Sequence[Sent]:
+    """A stored payload; of helper neurons, which come last, no analysis speaks."""
+    return read(config, client, step, path.read_bytes()).sent
 
 
 def _grouped(artifacts: Mapping[str, Path], pattern: re.Pattern[str]) -> dict[int, dict[int, Path]]:

@@ -9,13 +9,9 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 import torch
-from torch import Tensor
 
 from assay.core.errors import CheckpointError
-from assay.engines.swarm.client import Client
 from assay.engines.swarm.coordinator import State
-from assay.engines.swarm.distro import Sent
-from assay.engines.swarm.matformer import layout
 from assay.engines.swarm.session import Session
 
 
@@ -32,10 +28,11 @@ def arrays_to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
 def dump(session: Session) -> bytes:
     """A session's state."""
     arrays: dict[str, np.ndarray] = {"full": session.full.numpy()}
-    for number, client in session.clients.items():
-        arrays |= {f"client.{number}.{name}": each for name, each in _client(client).items()}
-    for number, delta in session.kept.items():
-        arrays[f"kept.{number}"] = delta.numpy()
+    for number in session.crew.living():
+        state = session.crew.state(number)
+        arrays |= {f"client.{number}.{name}": each for name, each in state.items()}
+    for number, kept in session.crew.kept().items():
+        arrays |= {f"kept.{number}.{name}": each for name, each in kept.items()}
     for step, packed in session.waiting.items():
         for number, data in packed.items():
             arrays[f"waiting.{step}.{number}"] = np.frombuffer(data, np.uint8)
@@ -48,6 +45,8 @@ def dump(session: Session) -> bytes:
         "moved_bytes": session.network.moved_bytes,
         "sent_bytes": session.sent_bytes,
         "payloads": session.payloads,
+        "done": {str(n): dict(each) for n, each in session.done.items()},
+        "losses": {str(n): loss for n, loss in session.losses.items()},
     }
     arrays["facts"] = np.frombuffer(json.dumps(facts, sort_keys=True).encode(), np.uint8)
     return arrays_to_bytes(arrays)
@@ -71,34 +70,11 @@ def load(session: Session, content: bytes) -> None:
         ) from error
 
 
-def _client(client: Client) -> dict[str, np.ndarray]:
-    found = {"theta": client.theta.numpy()}
-    if client.distro is not None:
-        found["delta"] = client.distro.delta.numpy()
-        for at, part in enumerate(client.distro.own or ()):
-            found[f"own.{at}.idx"], found[f"own.{at}.val"] = part.idx.numpy(), part.val.numpy()
-    if client.adamw is not None and client.adamw.state:
-        state = client.adamw.state[client.theta]
-        for name in ("step", "exp_avg", "exp_avg_sq"):
-            found[f"adamw.{name}"] = state[name].numpy()
-    return found
-
-
 def _fill(session: Session, found: Mapping[str, np.ndarray], facts: Mapping[str, object]) -> None:
-    config = session.config
-    session.full.copy_(_tensor(found, "full"))
-    numbers = {int(name.split(".")[1]) for name in found if name.startswith("client.")}
-    session.clients = {n: c for n, c in session.clients.items() if n in numbers}
-    for number in sorted(numbers - set(session.clients)):
-        tier = config.tiers[number]
-        session.clients[number] = Client(config, tier, torch.zeros(layout(config.shape, tier).size))
-    for number, client in session.clients.items():
-        at = f"client.{number}."
-        mine = {name.removeprefix(at): each for name, each in found.items() if name.startswith(at)}
-        _restore(client, mine)
-    session.kept = {
-        int(name.split(".")[1]): _tensor(found, name) for name in found if name.startswith("kept.")
-    }
+    session.full.copy_(torch.from_numpy(found["full"]))
+    for number, state in _by_client(found, "client").items():
+        session.crew.restore(number, state)
+    session.crew.kept().update(_by_client(found, "kept"))
     session.waiting = {step: {} for step in msgspec.convert(facts["rounds"], list[int])}
     for name, array in found.items():
         if name.startswith("waiting."):
@@ -111,22 +87,17 @@ def _fill(session: Session, found: Mapping[str, np.ndarray], facts: Mapping[str,
     session.network.moved_bytes = msgspec.convert(facts["moved_bytes"], int)
     session.sent_bytes = msgspec.convert(facts["sent_bytes"], int)
     session.payloads = msgspec.convert(facts["payloads"], int)
+    done = msgspec.convert(facts["done"], dict[int, dict[str, int]], strict=False)
+    session.done = {number: Counter(each) for number, each in done.items()}
+    session.losses = msgspec.convert(facts["losses"], dict[int, float], strict=False)
 
 
-def _restore(client: Client, mine: Mapping[str, np.ndarray]) -> None:
-    client.theta.copy_(_tensor(mine, "theta"))
-    if client.distro is not None:
-        client.distro.delta.copy_(_tensor(mine, "delta"))
-        if "own.0.idx" in mine:
-            client.distro.own = [
-                Sent(_tensor(mine, f"own.{at}.idx"), _tensor(mine, f"own.{at}.val"))
-                for at in range(len(client.plan.groups))
-            ]
-    if client.adamw is not None and "adamw.step" in mine:
-        client.adamw.state[client.theta] = {
-            name: _tensor(mine, f"adamw.{name}") for name in ("step", "exp_avg", "exp_avg_sq")
-        }
-
-
-def _tensor(arrays: Mapping[str, np.ndarray], name: str) -> Tensor:
-    return torch.from_numpy(np.array(arrays[name]))
+def _by_client(found: Mapping[str, np.ndarray], what: str) -> dict[int, dict[str, np.ndarray]]:
+    """Client → name → array, of the arrays called WHAT.CLIENT.NAME."""
+    out: dict[int, dict[str, np.ndarray]] = {}
+    for key, array in found.items():
+        first, _, rest = key.partition(".")
+        if first == what:
+            number, _, name = rest.partition(".")
+            out.setdefault(int(number), {})[name] = array
+    return out

@@ -16,13 +16,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from assay.engines.swarm.config import divisor
+
 DENSE_ABOVE = 96
 """Kept coefficients of a chunk from which a dense transform back is cheaper than a sparse one."""
-
-
-def divisor(size: int, most: int) -> int:
-    """The largest divisor of `size` that is at most `most`."""
-    return next(d for d in range(min(size, most), 0, -1) if size % d == 0)
 
 
 @lru_cache(maxsize=256)
@@ -65,9 +62,9 @@ class Grid:
         return self.a * self.b
 
 
-def grid(count: int, rows: int, columns: int, chunk: int, top_k: int) -> Grid:
-    """The cut of a stack; k is at most what a chunk holds."""
-    a, b = divisor(rows, chunk), divisor(columns, chunk)
+def grid(count: int, rows: int, columns: int, most: tuple[int, int], top_k: int) -> Grid:
+    """The cut of a stack into chunks of at most `most` rows and columns; k is at most what one holds."""
+    a, b = divisor(rows, most[0]), divisor(columns, most[1])
     return Grid(count, rows, columns, a, b, min(top_k, a * b))
 
 
@@ -94,6 +91,18 @@ def encode(stack_NRaCb: Tensor, cut: Grid) -> tuple[Tensor, Tensor]:
         found = _largest(_forward(some, cut), cut)
         idx[live], val[live] = (part.view(len(live), width, cut.k) for part in found)
     return idx.flatten(0, 1), val.flatten(0, 1)
+
+
+def encode_at(stack_NRaCb: Tensor, idx_GK: Tensor, cut: Grid) -> Tensor:
+    """The coefficients of given places of every chunk, [chunks, k].
+
+    Args:
+        stack_NRaCb: A stack [count, rows, columns].
+        idx_GK: Places in the chunk.
+        cut: Its chunks.
+    """
+    freq_RaCb = _forward(stack_NRaCb.reshape(-1, cut.a, cut.columns), cut)
+    return freq_RaCb.transpose(1, 2).reshape(-1, cut.volume).gather(1, idx_GK)
 
 
 def _forward(rows_RaCb: Tensor, cut: Grid) -> Tensor:

@@ -4,12 +4,14 @@ No torch here: `assay run --dry-run` validates studies with this module.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 Mode = Literal["assay", "reference", "legacy", "local-adamw"]
 Payload = Literal["1bit", "fp16", "fp32"]
-Batches = Literal["disjoint", "same", "fixed"]
+Batches = Literal["disjoint", "aligned", "same", "fixed"]
+Schedule = Literal["cosine", "linear", "constant", "wsd"]
+Support = Literal["own", "leader"]
 Apply = Literal["sign", "raw"]
 Corpus = Literal["tinyshakespeare", "python"]
 
@@ -18,15 +20,34 @@ MOST_TIER = 7
 """Tiers are reported one by one; a client of tier 7 has 1/128 of the neurons."""
 
 
+STABLE = 0.8
+"""Share of the schedule "wsd" (warm-up, stable, decay) before its decay."""
+
+
+class Cut(NamedTuple):
+    """How tensors are cut into chunks: largest side, coefficients kept, largest side along neurons."""
+
+    chunk: int
+    top_k: int
+    neurons: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """The sizes of a decoder-only transformer, at full width."""
+    """The sizes of a decoder-only transformer, at full width.
+
+    Attributes:
+        tier_gates: Whether every feed-forward block has a learnable factor for each tier.
+        suffix_logits: Whether every feed-forward block learns how far its suffix is let in.
+    """
 
     hidden: int
     layers: int
     heads: int
     ffn: int
     vocab: int
+    tier_gates: bool = False
+    suffix_logits: bool = False
 
     def width(self, tier: int) -> int:
         """Neurons of a feed-forward block of a client of this tier: ffn / 2^tier."""
@@ -37,6 +58,11 @@ class Shape:
                 f"block evenly; got {tier}."
             )
         return self.ffn // 2**tier
+
+
+def divisor(size: int, most: int) -> int:
+    """The largest divisor of `size` that is at most `most`."""
+    return next(d for d in range(min(size, most), 0, -1) if size % d == 0)
 
 
 MODELS = {
@@ -66,8 +92,9 @@ class SwarmConfig:
     """Text: "python" (the standard library's sources, on every machine) or "tinyshakespeare"
     (in the data folder)."""
     batches: Batches = "disjoint"
-    """Data of a round's clients: "disjoint" parts, the "same" part for all, or "fixed": the
-    run's first part for every client in every round, which the source's "same batch" was."""
+    """Data of a round's clients: "disjoint" parts, dealt anew in each round; "aligned" ones, dealt
+    by tier and number, so that runs with one seed deal alike; the "same" part for all; or "fixed":
+    the run's first part for every client in every round, which the source's "same batch" was."""
     mode: Mode = "assay"
     """How updates are made and applied: "assay" (ours), "reference" (DeMo: at once, no lookahead,
     mean over the senders of a coefficient), "legacy" (the fork that wrote the logs) or
@@ -80,6 +107,11 @@ class SwarmConfig:
     """Largest side of a chunk that is transformed together."""
     top_k: int = 8
     """Coefficients that a chunk sends."""
+    chunks: Literal["own", "aligned"] = "own"
+    """Along the neurons of a feed-forward block: the largest side that fits a client's own tier, or
+    one that fits every tier of the run, so that all have the same chunks."""
+    support: Support = "own"
+    """Which coefficients a client sends: its own largest, or those that the widest member sends."""
     decay: float = 0.999
     """What is left of the untransmitted update after a round."""
     lr: float = 4e-4
@@ -88,6 +120,9 @@ class SwarmConfig:
     """Learning rate at the end of the schedule."""
     warmup_steps: int = 10
     """Rounds of linear warm-up from 0."""
+    schedule: Schedule = "cosine"
+    """After the warm-up: down to `final_lr` along a cosine or a line, not at all, or ("wsd") along a
+    line in the last fifth."""
     schedule_steps: int = 0
     """Rounds of the schedule; 0 is `steps`. The cosine ends there."""
     weight_decay: float = 0.0
@@ -100,10 +135,19 @@ class SwarmConfig:
     """What it adds to the residual stream by (active / full)^p; the source's p is 0.5."""
     norm_power: float = 0.0
     """The norm before it by (active / full)^p; the source's p is 0.25."""
+    tier_gates: bool = False
+    """A learnable factor exp(a) of each feed-forward block for each tier, a = 0 at the start."""
+    helper_fractions: tuple[float, ...] = ()
+    """Share of its own neurons that each client, in turn, trains besides, out of the suffix; () is
+    none. Such a client stores the full model, and computes with the neurons of its turn."""
+    helper_interval: int = 16
+    """Rounds after which other helper neurons are drawn."""
     suffix_gate: Literal["off", "linear", "cosine"] = "off"
     """How a full-width client lets in the neurons that the core tier lacks: at once, or along a ramp."""
     gate_tier: int = 1
     """The core tier: its neurons are never gated."""
+    gate_learned: bool = False
+    """Multiply the ramp by the sigmoid of a learnable logit for each block, 6 at the start."""
     gate_start: int = 0
     """Last round in which the suffix is shut."""
     gate_warmup: int = 100
@@ -126,8 +170,12 @@ class SwarmConfig:
     """Held-out sequences of an evaluation."""
     checkpoint_interval: int = 0
     """Rounds between two checkpoints; 0 writes none."""
+    stop_s: float = 0.0
+    """Simulated seconds after which the run ends, if `steps` are not done by then; 0 is never."""
     epoch_rounds: int = 0
     """Rounds of an epoch, at whose end clients may join; 0 is one epoch."""
+    cold_rounds: int = 0
+    """First rounds of a client that joined late in which what it sends is not applied."""
     latency_ms: tuple[float, float] = (0.0, 0.0)
     """A payload's way takes a time between these, drawn for each (simulated)."""
     loss: float = 0.0
@@ -162,10 +210,11 @@ class SwarmConfig:
             "top_k",
             "eval_interval",
             "eval_sequences",
+            "helper_interval",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-        if self.batches == "disjoint" and self.batch < len(self.tiers):
+        if self.batches in ("disjoint", "aligned") and self.batch < len(self.tiers):
             raise ValueError(
                 f"batch must give each of {len(self.tiers)} clients a sequence; got {self.batch}"
             )
@@ -177,6 +226,7 @@ class SwarmConfig:
         self._check_numbers()
         self._check_network()
         self._check_teaching()
+        self._check_neurons()
 
     def _check_numbers(self) -> None:
         """Ranges of the numbers."""
@@ -186,10 +236,11 @@ class SwarmConfig:
             "checkpoint_interval",
             "store_steps",
             "epoch_rounds",
+            "cold_rounds",
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative; got {getattr(self, name)}")
-        for name in ("lr", "final_lr", "weight_decay", "clip"):
+        for name in ("lr", "final_lr", "weight_decay", "clip", "stop_s"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(
                     f"{name} must be a number of at least 0; got {getattr(self, name)}"
@@ -239,6 +290,50 @@ class SwarmConfig:
                 f"{self.distill_start}, {self.distill_warmup}"
             )
 
+    def _check_neurons(self) -> None:
+        """Helper neurons, and chunks that clients of several tiers share."""
+        if any(not 0 <= each <= 1 for each in self.helper_fractions):
+            raise ValueError(f"helper_fractions must be from 0 to 1; got {self.helper_fractions}")
+        if any(self.helper_fractions) and self.mode != "assay":
+            raise ValueError(
+                f"helper_fractions need mode 'assay', whose receivers put each neuron where it belongs; "
+                f"got {self.mode!r}"
+            )
+        for client, tier in enumerate(self.tiers):
+            suffix = self.shape.ffn - self.shape.width(tier)
+            if tier and self.helpers(client) > suffix:
+                raise ValueError(
+                    f"helper_fractions must leave client {client} (tier {tier}) at most the {suffix} "
+                    f"neurons that it has not; got {self.helpers(client)}"
+                )
+        sides = {divisor(self.shape.width(tier), self.cut.neurons) for tier in self.tiers}
+        if self.support == "leader" and (len(sides) > 1 or any(self.helper_fractions)):
+            raise ValueError(
+                "support 'leader' needs equal chunks in all tiers, and no helper neurons: set chunks to "
+                f"'aligned'; the sides along the neurons are {sorted(sides)}"
+            )
+        if self.gate_learned and self.suffix_gate == "off":
+            raise ValueError("gate_learned needs a suffix_gate: 'linear' or 'cosine'")
+
+    def helpers(self, client: int) -> int:
+        """Helper neurons that a client trains in each block: a share of its own; none in tier 0."""
+        if not self.helper_fractions or not self.tiers[client]:
+            return 0
+        share = self.helper_fractions[client % len(self.helper_fractions)]
+        return int(self.shape.width(self.tiers[client]) * share)
+
+    def stored(self, client: int) -> int:
+        """The tier that a client stores: the full model if it has helper neurons, else its own."""
+        return 0 if self.helpers(client) else self.tiers[client]
+
+    @property
+    def cut(self) -> Cut:
+        """How tensors are cut into chunks."""
+        if self.chunks == "own":
+            return Cut(self.chunk, self.top_k, self.chunk)
+        narrowest = min(self.shape.width(tier) for tier in self.tiers)
+        return Cut(self.chunk, self.top_k, divisor(narrowest, self.chunk))
+
     @property
     def has_faults(self) -> bool:
         """Whether the network does anything but deliver."""
@@ -247,7 +342,9 @@ class SwarmConfig:
     @property
     def shape(self) -> Shape:
         """The sizes of the full model."""
-        return MODELS[self.model]
+        return replace(
+            MODELS[self.model], tier_gates=self.tier_gates, suffix_logits=self.gate_learned
+        )
 
     def suffix_factor(self, step: int) -> float:
         """How far the suffix is let in in a round: 0 until `gate_start`, 1 after the ramp."""
@@ -259,11 +356,17 @@ class SwarmConfig:
         return done if self.suffix_gate == "linear" else 0.5 * (1 - math.cos(math.pi * done))
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of a round, counted from 1: linear warm-up, then cosine to `final_lr`."""
+        """Learning rate of a round, counted from 1: linear warm-up, then the schedule."""
         total = self.schedule_steps or self.steps
         if step <= 0:
             return 0.0
         if step <= self.warmup_steps:
             return self.lr * step / self.warmup_steps
         done = min(1.0, (step - self.warmup_steps) / max(1, total - self.warmup_steps))
-        return self.final_lr + (self.lr - self.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
+        left = {
+            "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+            "linear": 1 - done,
+            "constant": 1.0,
+            "wsd": min(1.0, (1 - done) / (1 - STABLE)),
+        }[self.schedule]
+        return self.final_lr + (self.lr - self.final_lr) * left

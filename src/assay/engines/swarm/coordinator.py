@@ -5,6 +5,7 @@ sends a message: whoever drives it says what happened and when, in seconds of an
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -37,6 +38,7 @@ class Settings:
         init_min_clients: Fewer do not begin one.
         witnesses: Elected members of a round that report what they received.
         total_steps: Rounds of the run.
+        stop_s: Time at which the run ends, if it has not ended before.
     """
 
     warmup_s: float = 5.0
@@ -49,10 +51,11 @@ class Settings:
     init_min_clients: int = 1
     witnesses: int = 1
     total_steps: int = 100
+    stop_s: float = math.inf
 
     def __post_init__(self) -> None:
         """Refuse settings with which no round can end."""
-        for name in ("warmup_s", "round_s", "witness_s", "cooldown_s", "epoch_s"):
+        for name in ("warmup_s", "round_s", "witness_s", "cooldown_s", "epoch_s", "stop_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
         if not 1 <= self.witnesses <= self.min_clients <= self.init_min_clients:
@@ -250,6 +253,7 @@ def _witness(state: State, settings: Settings, now: float) -> State:
         not state.proofs
         or len(members) < settings.min_clients
         or done >= settings.total_steps
+        or now >= settings.stop_s
         or state.paused
         or (last is not None and done >= last)
     )
@@ -271,7 +275,7 @@ def _witness(state: State, settings: Settings, now: float) -> State:
 def _cooldown(state: State, settings: Settings, now: float) -> State:
     if now < state.at + settings.cooldown_s:
         return state
-    if state.step >= settings.total_steps:
+    if state.step >= settings.total_steps or now >= settings.stop_s:
         phase = Phase.FINISHED
     else:
         phase = Phase.PAUSED if state.paused else Phase.WAITING

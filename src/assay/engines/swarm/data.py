@@ -102,7 +102,7 @@ def assignment(
         config: Says how a round is divided.
         order: The training sequences in the order in which they are used.
         step: Round, from 1.
-        clients: Who trains, in the order in which parts are given out.
+        clients: Who trains, by tier and number.
     """
     if config.batches == "fixed":
         each = max(1, config.batch // len(clients))
@@ -112,6 +112,12 @@ def assignment(
     if config.batches == "same":
         each = max(1, config.batch // len(clients))
         return dict.fromkeys(clients, part[:each])
+    if config.batches == "disjoint":
+        # Fisher-Yates with the draw of this round: no client always has the larger part.
+        clients = [
+            clients[i]
+            for i in np.random.default_rng([int(order[0]), step]).permutation(len(clients))
+        ]
     sizes = [
         config.batch // len(clients) + (i < config.batch % len(clients))
         for i in range(len(clients))

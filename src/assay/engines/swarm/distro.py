@@ -4,17 +4,17 @@ Source: Peng, Quesnelle, Kingma 2024 (DeMo); the fork's rules in specs/swarm.md 
 three ways that the engine knows; they share every function here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from assay.engines.swarm.codec import Grid, decode, encode, grid
-from assay.engines.swarm.config import Apply, Mode, Shape
-from assay.engines.swarm.matformer import Layout, layout
+from assay.engines.swarm.codec import Grid, decode, encode, encode_at, grid
+from assay.engines.swarm.config import Apply, Cut, Mode, Shape
+from assay.engines.swarm.matformer import HELPERS, Group, Layout, helper_places, layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,38 @@ class Sent:
     val: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """What one client sent in a round.
+
+    Attributes:
+        tier: Its tier.
+        sent: Coefficients of every group.
+        neurons_LN: Its helper neurons of every layer, none for most.
+    """
+
+    tier: int
+    sent: Sequence[Sent]
+    neurons_LN: Tensor | None = None
+
+    @property
+    def helpers(self) -> int:
+        """Helper neurons of a block."""
+        return 0 if self.neurons_LN is None else self.neurons_LN.shape[1]
+
+
 @lru_cache(maxsize=64)
-def grids(shape: Shape, tier: int, chunk: int, top_k: int) -> tuple[Grid, ...]:
+def grids(shape: Shape, tier: int, cut: Cut, helpers: int = 0) -> tuple[Grid, ...]:
     """How every group of a tier is cut into chunks."""
-    return tuple(
-        grid(len(group.names), *group.shape, chunk, top_k) for group in layout(shape, tier).groups
-    )
+    found = []
+    for group in layout(shape, tier, helpers).groups:
+        rows, columns = cut.chunk, cut.chunk
+        if group.kind.startswith("wide"):
+            rows = cut.neurons
+        elif group.kind.startswith("narrow"):
+            columns = cut.neurons
+        found.append(grid(len(group.names), *group.shape, (rows, columns), cut.top_k))
+    return tuple(found)
 
 
 class Distro:
@@ -81,41 +107,46 @@ class Distro:
             return theta
         return torch.add(theta, self.delta.sign(), alpha=-lr_before)
 
-    def step(self, gradient: Tensor, lr: float) -> list[Sent]:
+    def step(
+        self, gradient: Tensor, lr: float, places: Sequence[Tensor] | None = None
+    ) -> list[Sent]:
         """Add a gradient to the update, and take out the coefficients that are to be sent.
 
         Args:
             gradient: Flat row, at `ahead`.
             lr: Learning rate of this round.
+            places: Where to take them, for every group; None takes the largest.
 
         Returns:
             Unquantised coefficients of every group.
         """
+        self.settle()
+        self.delta.mul_(self.decay).add_(gradient, alpha=lr)
+        stacks = [group.view(self.delta) for group in self.plan.groups]
+        if places is None:
+            sent = [Sent(*encode(each, cut)) for each, cut in zip(stacks, self.cuts, strict=True)]
+        else:
+            sent = [
+                Sent(idx, encode_at(each, idx, cut))
+                for each, idx, cut in zip(stacks, places, self.cuts, strict=True)
+            ]
+        self.own = sent
+        if self.rule.at_once:
+            self.settle()
+        return sent
+
+    def settle(self) -> None:
+        """Forget what was sent last."""
         if self.own is not None:
             self._forget(self.own)
-        self.delta.mul_(self.decay).add_(gradient, alpha=lr)
-        self.own = [
-            Sent(*encode(group.view(self.delta), cut))
-            for group, cut in zip(self.plan.groups, self.cuts, strict=True)
-        ]
-        sent = self.own
-        if self.rule.at_once:
-            self._forget(sent)
             self.own = None
-        return sent
 
     def _forget(self, sent: Sequence[Sent]) -> None:
         for group, cut, part in zip(self.plan.groups, self.cuts, sent, strict=True):
             group.view(self.delta).sub_(decode(part.idx, part.val, cut))
 
 
-def combined(
-    shape: Shape,
-    tier: int,
-    peers: Sequence[tuple[int, Sequence[Sent]]],
-    rule: Rule,
-    cut: tuple[int, int],
-) -> Tensor:
+def combined(shape: Shape, tier: int, peers: Sequence[Peer], rule: Rule, cut: Cut) -> Tensor:
     """The update that a client of a tier applies, out of what all peers sent; a flat row.
 
     Peers are summed tier by tier in the order given, so that every receiver adds the same numbers
@@ -123,37 +154,59 @@ def combined(
 
     Args:
         shape: Of the full model.
-        tier: The receiver's.
-        peers: Tier and received coefficients of each, in an order that all receivers share.
+        tier: The tier that the receiver stores.
+        peers: What was received, in an order that all receivers share.
         rule: How they are combined.
-        cut: Largest side of a chunk, and coefficients a chunk.
+        cut: Of the tensors.
     """
-    plan = layout(shape, tier)
+    plan, full = layout(shape, tier), layout(shape, 0)
     out = torch.zeros(plan.size)
-    tiers = sorted({theirs for theirs, _ in peers})
+    kinds = sorted({(peer.tier, peer.helpers) for peer in peers})
+    counts = rule.combine == "element"
     for at, group in enumerate(plan.groups):
         total = group.view(out)
-        uniform = group.sliced is None or len(tiers) <= 1
+        uniform = group.sliced is None or len(kinds) <= 1
         senders = rule.combine == "coefficient" or (rule.combine == "legacy" and uniform)
-        count = torch.zeros(group.shape) if rule.combine == "element" else None
-        for theirs in tiers:
-            sent = [each[at] for other, each in peers if other == theirs]
-            piece = grids(shape, theirs, *cut)[at]
-            idx = torch.cat([each.idx for each in sent], dim=1)
-            val = torch.cat([each.val for each in sent], dim=1)
-            if senders:
-                val = val / _senders(idx, val)
-            decoded = decode(idx, val, piece)
-            rows, columns = (min(x, y) for x, y in zip(decoded.shape[1:], group.shape, strict=True))
-            total[:, :rows, :columns] += decoded[:, :rows, :columns]
-            if count is not None:
-                count = count.expand_as(total).contiguous() if count.dim() == 2 else count
-                count[:, :rows, :columns] += _contributors(sent, piece)[:, :rows, :columns]
-        if count is not None:
+        count = torch.zeros_like(total)
+        for kind in kinds:
+            same = [peer for peer in peers if (peer.tier, peer.helpers) == kind]
+            for decoded, live in _parts(shape, same, full.groups[at], cut, senders=senders):
+                rows, columns = (
+                    min(x, y) for x, y in zip(decoded.shape[1:], group.shape, strict=True)
+                )
+                total[:, :rows, :columns] += decoded[:, :rows, :columns]
+                if counts:
+                    count[:, :rows, :columns] += live()[:, :rows, :columns]
+        if counts:
             total.div_(count.clamp_(min=1))
         elif not senders and peers:
             total.div_(len(peers))
     return out
+
+
+def _parts(
+    shape: Shape, same: Sequence[Peer], group: Group, cut: Cut, *, senders: bool
+) -> Iterator[tuple[Tensor, Callable[[], Tensor]]]:
+    """What clients of one tier sent of a group: decoded sums, and how many sent something for each.
+
+    First that of their own neurons, then, spread over the full width, that of their helpers.
+    """
+    tier, helpers, neurons = same[0].tier, same[0].helpers, same[0].neurons_LN
+    groups, pieces = layout(shape, tier, helpers).groups, grids(shape, tier, cut, helpers)
+    for at, (theirs, piece) in enumerate(zip(groups, pieces, strict=True)):
+        if theirs.kind.removesuffix(HELPERS) != group.kind:
+            continue
+        sent = [peer.sent[at] for peer in same]
+        idx = torch.cat([each.idx for each in sent], dim=1)
+        val = torch.cat([each.val for each in sent], dim=1)
+        decoded = decode(idx, val / _senders(idx, val) if senders else val, piece)
+        if theirs.kind == group.kind or neurons is None:
+            yield decoded, partial(_contributors, sent, piece)
+        else:
+            axis, index = helper_places(group, neurons)
+            whole = decoded.new_zeros(len(group.names), *group.shape)
+            live = _contributors(sent, piece)
+            yield whole.scatter(axis, index, decoded), partial(whole.scatter, axis, index, live)
 
 
 def _senders(idx_GK: Tensor, val_GK: Tensor) -> Tensor:

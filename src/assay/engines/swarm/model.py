@@ -26,6 +26,7 @@ class Scaling:
         norm: Factor of the norm before a feed-forward block.
         core: Neurons that are always active; those behind them are the suffix.
         suffix: Factor of the suffix: out = prefix + suffix factor x suffix.
+        tier: Whose learnable gate is taken, where the model has them.
     """
 
     mlp: float = 1.0
@@ -33,6 +34,7 @@ class Scaling:
     norm: float = 1.0
     core: int = 0
     suffix: float = 1.0
+    tier: int = 0
 
 
 PLAIN = Scaling()
@@ -83,15 +85,27 @@ def logits(
         h = F.rms_norm(x, (shape.hidden,), weights[at + "norm2"], EPS)
         if scaling.norm != 1:
             h = h * scaling.norm
-        inner = F.silu(F.linear(h, weights[at + "gate"])) * F.linear(h, weights[at + "up"])
-        if scaling.suffix != 1:
-            core, suffix = inner[..., : scaling.core], inner[..., scaling.core :]
-            inner = torch.cat([core, suffix * scaling.suffix], dim=-1)
-        out = F.linear(inner, weights[at + "down"])
-        if scaling.mlp * scaling.residual != 1:
-            out = out * (scaling.mlp * scaling.residual)
-        x = x + out
+        x = x + _feed_forward(h, weights, at, scaling)
     return F.linear(F.rms_norm(x, (shape.hidden,), weights["norm"], EPS), weights["head"])
+
+
+def _feed_forward(h: Tensor, weights: Mapping[str, Tensor], at: str, scaling: Scaling) -> Tensor:
+    """SwiGLU of a block, with its gates and factors."""
+    gate, up, down = (weights[at + name] for name in ("gate", "up", "down"))
+    inner = F.silu(F.linear(h, gate)) * F.linear(h, up)
+    opened: float | Tensor = scaling.suffix
+    logit = weights.get(at + "suffix_logit")
+    if logit is not None and inner.shape[-1] > scaling.core:
+        opened = opened * logit.sigmoid()
+    if isinstance(opened, Tensor) or opened != 1:
+        core, suffix = inner[..., : scaling.core], inner[..., scaling.core :]
+        inner = torch.cat([core, suffix * opened], dim=-1)
+    out = F.linear(inner, down)
+    if scaling.mlp * scaling.residual != 1:
+        out = out * (scaling.mlp * scaling.residual)
+    if (own := weights.get(f"{at}tier_gate.{scaling.tier}")) is not None:
+        out = out * own.exp()
+    return out
 
 
 def loss(

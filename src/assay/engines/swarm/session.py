@@ -1,11 +1,12 @@
-"""A swarm in one process: real clients, a coordinator, and the network between them.
+"""A swarm: clients, a coordinator, and the network between them.
 
 In a round every member computes a gradient and sends bytes; witnesses report what reached them in
 time; what a quorum saw is agreed on, and every member applies exactly that, two rounds later by
 default. So replicas stay equal under loss, delay and death.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,16 +15,16 @@ from torch import Tensor
 
 from assay.core.engine import RunContext
 from assay.engines.swarm import coordinator
-from assay.engines.swarm.client import Client
-from assay.engines.swarm.codec import Grid
+from assay.engines.swarm.client import Order, Trained, beta
 from assay.engines.swarm.config import SwarmConfig
 from assay.engines.swarm.coordinator import Phase, Settings, State
+from assay.engines.swarm.crew import Crew, LocalCrew
 from assay.engines.swarm.data import Text, assignment, corpus
-from assay.engines.swarm.distill import Targets
-from assay.engines.swarm.distro import RULES, Sent, applied, combined, grids
+from assay.engines.swarm.distro import RULES
+from assay.engines.swarm.exchange import read
 from assay.engines.swarm.matformer import initial, layout, prefix, slice_tier
 from assay.engines.swarm.network import Network
-from assay.engines.swarm.payload import Head, PayloadError, digest, pack, schema, unpack
+from assay.engines.swarm.payload import PayloadError, digest
 
 PATIENCE_S = 3.0
 """A witness reports when it has every member's payload, or so long after its own."""
@@ -36,23 +37,24 @@ class Session:
 
     Attributes:
         config: Of the run.
-        clients: Number → the living replicas.
+        crew: Where the clients are.
         text: The corpus.
         order: Training sequences in the order of their use.
         network: Between the clients.
         state: The coordinator's.
         now: Simulated time, in seconds.
         waiting: Round → agreed payloads by client, until they are applied.
-        kept: What dead clients keep on disk: their untransmitted update.
         full: The full model as of the last cool-down, for joiners that no peer can serve.
         doomed: Member → round in which it dies.
         sent: Payloads of the last round.
         sent_bytes: Of all payloads so far, each counted once.
         payloads: How many.
+        done: Client → its rounds, bytes sent and received, and deaths.
+        losses: Client → its last training loss, in nats.
     """
 
     config: SwarmConfig
-    clients: dict[int, Client]
+    crew: Crew
     text: Text
     order: np.ndarray
     network: Network
@@ -60,11 +62,17 @@ class Session:
     state: State = field(default_factory=State)
     now: float = 0.0
     waiting: dict[int, dict[int, bytes]] = field(default_factory=dict)
-    kept: dict[int, Tensor] = field(default_factory=dict)
     doomed: dict[int, int] = field(default_factory=dict)
     sent: dict[int, bytes] = field(default_factory=dict)
     sent_bytes: int = 0
     payloads: int = 0
+    done: dict[int, Counter[str]] = field(default_factory=dict)
+    losses: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has come to its end."""
+        return self.state.phase is Phase.FINISHED
 
     @property
     def exchanges(self) -> bool:
@@ -85,6 +93,7 @@ class Session:
             min_clients=few,
             init_min_clients=few,
             total_steps=self.config.steps,
+            stop_s=self.config.stop_s or FOREVER_S,
         )
 
     def round(self) -> dict[str, float]:
@@ -95,24 +104,13 @@ class Session:
         rule = RULES[self.config.mode] if self.exchanges else None
         if rule and rule.delay and step - rule.delay in self.waiting:
             self._apply(step - rule.delay, step)
-        members = [member.client for member in self.state.members]
-        parts = assignment(self.config, self.order, step, members)
-        packed: dict[int, bytes] = {}
-        teacher: Targets | None = None
-        for number in sorted(members, key=lambda n: (self._tier(n), n)):
-            client = self.clients[number]
-            given = teacher if client.tier > 0 and client.beta(step) > 0 else None
-            sent = client.train(self.text.sequences(parts[number]), step, given)
-            teacher = teacher or (client.given if client.tier == 0 else None)
-            if given is not None:
-                self.network.moved_bytes += given.bytes
-            if self.exchanges:
-                packed[number] = self._packed(number, sent, step)
-        metrics = self._metrics(step, members)
+        trained = self._train(step)
+        packed = {n: each.payload for n, each in sorted(trained.items()) if self.exchanges}
+        metrics = self._metrics(step, trained)
         self.sent = packed
         self.sent_bytes += sum(map(len, packed.values()))
         self.payloads += len(packed)
-        self._exchange(step, members, packed)
+        self._exchange(step, sorted(trained), packed)
         if rule and not rule.delay:
             self._apply(step, step)
         self._bury(step)
@@ -120,11 +118,34 @@ class Session:
             self._cool_down()
         return metrics
 
+    def _train(self, step: int) -> dict[int, Trained]:
+        """A gradient of every member: first of the widest, if others depend on what it did."""
+        config = self.config
+        self._notice_dead()
+        members = sorted(
+            (member.client for member in self.state.members), key=lambda n: (self._tier(n), n)
+        )
+        parts = assignment(config, self.order, step, members)
+        orders = {n: Order(step, self.text.sequences(parts[n])) for n in members}
+        trained: dict[int, Trained] = {}
+        teaches = beta(config, step) > 0
+        if members and (teaches or config.support == "leader"):
+            trained = self.crew.train({members[0]: orders.pop(members[0])})
+            for first, did in trained.items():
+                lead = (first, did.payload) if config.support == "leader" else None
+                for number, order in orders.items():
+                    given = did.given if teaches and self._tier(number) > 0 else None
+                    orders[number] = Order(step, order.text_BT, given, lead)
+                    self.network.moved_bytes += given.bytes if given is not None else 0
+        trained |= self.crew.train(orders)
+        self._notice_dead()
+        return trained
+
     def _exchange(self, step: int, members: Sequence[int], packed: Mapping[int, bytes]) -> None:
         """Send, witness, agree; the round's agreed payloads wait to be applied."""
         settings, state = self.settings, self.state
         ready = {n: self.now + self.network.compute_s(n) for n in members}
-        end = max(ready.values())
+        end = max(ready.values(), default=self.now)
         alive = [n for n in members if self.doomed.get(n) != step]
         for number in coordinator.elected(state, settings):
             if number not in alive:
@@ -161,7 +182,8 @@ class Session:
         self.state = coordinator.tick(state, settings, self.now)
         assert self.state.step == step, "a round must end"
         if packed:
-            self.waiting[step] = {n: packed[n] for n in self.state.agreed}
+            warm = {n for n in self.state.agreed if not self._is_cold(n, step, state)}
+            self.waiting[step] = {n: packed[n] for n in self.state.agreed if n in warm}
         dropped = set(members) - {member.client for member in self.state.members}
         # Without a witness all are withdrawn, and live on; else who was dropped is gone.
         for number in dropped if heard_by_some else ():
@@ -172,10 +194,11 @@ class Session:
         if sender == receiver:
             return at
         arrival = self.network.send(data, sender, receiver, step, at)
+        self._count(receiver, received_bytes=len(data))
         if arrival.altered:
             altered = self.network.altered(data, sender, receiver, step)
             try:
-                unpack(altered, self._head(sender, step), self._cuts(self._tier(sender)))
+                read(self.config, sender, step, altered)
             except PayloadError:
                 return arrival.at
             raise AssertionError("an altered payload was not refused")
@@ -183,38 +206,31 @@ class Session:
 
     def _assemble(self) -> None:
         """Waiting and warm-up: everybody who is not a member joins, and fetches the parameters."""
-        known = {member.client for member in self.state.members}
-        for number, tier in enumerate(self.config.tiers):
-            if number not in known:
-                self.state = coordinator.join(self.state, number, tier)
         settings = self.settings
         while self.state.phase in (Phase.WAITING, Phase.WARMUP):
+            known = {member.client for member in self.state.members}
+            for number in self.crew.at_hand(settings.init_min_clients):
+                if number not in known:
+                    self.state = coordinator.join(self.state, number, self._tier(number))
             self.now += settings.warmup_s / 2
             self.state = coordinator.tick(self.state, settings, self.now)
             if self.state.phase is Phase.WARMUP:
                 for member in self.state.members:
-                    if member.client not in self.clients:
-                        self._admit(member.client, member.tier)
+                    if member.client not in self.crew.living():
+                        self._admit(member.client)
                     self.state = coordinator.has_parameters(self.state, member.client)
         members = [member.client for member in self.state.members]
         rounds = self.config.epoch_rounds or self.config.steps
         self.doomed = self.network.kills(self.state.epoch, self.state.step + 1, rounds, members)
 
-    def _admit(self, number: int, tier: int) -> None:
-        """A joiner's replica: fetched from the first peer that is wide enough, checked by its hash."""
+    def _admit(self, number: int) -> None:
+        """A joiner's replica: fetched from the first peer that is wide enough, or from the full model."""
         config = self.config
-        peers = [c for n, c in sorted(self.clients.items()) if c.tier <= tier]
-        source = peers[0] if peers else None
-        if source is None:
-            theta = self._patched(tier)
-        else:
-            theta = slice_tier(source.theta, config.shape, tier, source=source.tier)
-        client = Client(config, tier, theta)
-        self.network.moved_bytes += 4 * len(theta)
-        if number in self.kept and client.distro is not None:
-            client.distro.delta.copy_(self.kept.pop(number))
-        self.clients[number] = client
+        stored = config.stored(number)
+        peers = [n for n in self.crew.living() if config.stored(n) <= stored]
+        self.crew.admit(number, peers[0] if peers else self._patched(stored))
         if self.state.epoch:
+            self.network.moved_bytes += 4 * layout(config.shape, stored).size
             self.network.events["rejoins"] += 1
 
     def full_model(self) -> Tensor:
@@ -225,27 +241,34 @@ class Session:
         """The model of the last cool-down, with what narrower peers have learned since."""
         shape = self.config.shape
         full = self.full.clone()
-        for _, peer in sorted(self.clients.items(), reverse=True):
-            wide, narrow = layout(shape, 0), layout(shape, peer.tier)
+        for number in reversed(self.crew.living()):
+            stored, theta = self.config.stored(number), self.crew.theta(number)
+            wide, narrow = layout(shape, 0), layout(shape, stored)
             for theirs, ours in zip(wide.groups, narrow.groups, strict=True):
-                prefix(theirs, theirs.view(full), shape.width(peer.tier)).copy_(
-                    ours.view(peer.theta)
-                )
+                prefix(theirs, theirs.view(full), shape.width(stored)).copy_(ours.view(theta))
         return slice_tier(full, shape, tier)
 
     def _bury(self, step: int) -> None:
         """Those who die in this round, after they have sent."""
         for number, at in list(self.doomed.items()):
-            if at == step and number in self.clients:
+            if at == step and number in self.crew.living():
                 self.network.events["kills"] += 1
                 self.state = coordinator.leave(self.state, number)
                 self._lose(number)
 
+    def _notice_dead(self) -> None:
+        """Members whose process is gone."""
+        living = self.crew.living()
+        for member in self.state.members:
+            if member.client not in living:
+                self.network.events["kills"] += 1
+                self.state = coordinator.leave(self.state, member.client)
+                self._lose(member.client)
+
     def _lose(self, number: int) -> None:
-        """A client is gone; on its disk stays what it had not sent."""
-        client = self.clients.pop(number, None)
-        if client is not None and client.distro is not None:
-            self.kept[number] = client.distro.delta.clone()
+        """A client is gone."""
+        self.crew.lose(number)
+        self._count(number, deaths=1)
 
     def _cool_down(self) -> None:
         """The end of an epoch: what was sent is applied, and the full model is kept."""
@@ -258,27 +281,14 @@ class Session:
 
     def _apply(self, sent_at: int, step: int) -> None:
         """Every living client applies the agreed payloads of a round; those of a tier as one update."""
-        config, packed = self.config, self.waiting.pop(sent_at)
-        peers = [
-            (self._tier(n), unpack(data, self._head(n, sent_at), self._cuts(self._tier(n))))
-            for n, data in sorted(packed.items())
-        ]
-        if not peers:
-            return
-        updates: dict[int, Tensor] = {}
-        cut = (config.chunk, config.top_k)
-        for client in self.clients.values():
-            if client.tier not in updates:
-                update = combined(config.shape, client.tier, peers, RULES[config.mode], cut)
-                updates[client.tier] = applied(update, config.apply)
-            client.apply(updates[client.tier], config.lr_at(step))
+        self.crew.apply(self.waiting.pop(sent_at), sent_at, self.config.lr_at(step))
 
     def equal_replicas(self) -> bool:
         """Whether all clients of a tier hold the same parameters, bit for bit."""
-        digests: dict[int, set[str]] = {}
-        for client in self.clients.values():
-            digests.setdefault(client.tier, set()).add(client.digest())
-        return all(len(each) == 1 for each in digests.values())
+        found: dict[int, set[str]] = {}
+        for number, digest_ in self.crew.digests().items():
+            found.setdefault(self.config.stored(number), set()).add(digest_)
+        return all(len(each) == 1 for each in found.values())
 
     def held_out(self) -> dict[int, float]:
         """Tier → loss of the full model's slice of that width on held-out text, in nats.
@@ -287,41 +297,45 @@ class Session:
         """
         text = self.text.held_out(self.config.eval_sequences)
         found: dict[int, float] = {}
-        for _, client in sorted(self.clients.items()):
-            if client.tier not in found:
-                found[client.tier] = client.held_out_loss(text, self.state.step)
+        for number in self.crew.living():
+            tier = self._tier(number)
+            if tier not in found:
+                found[tier] = self.crew.held_out_loss(number, text, self.state.step)
         return found
+
+    def _is_cold(self, number: int, step: int, state: State) -> bool:
+        """Whether a member came in too late for what it sends to be applied."""
+        since = next(member.since for member in state.members if member.client == number)
+        return since > 0 and step - since <= self.config.cold_rounds
+
+    def _count(self, number: int, **what: int) -> None:
+        self.done.setdefault(number, Counter()).update(what)
 
     def _tier(self, number: int) -> int:
         return self.config.tiers[number]
 
-    def _cuts(self, tier: int) -> tuple[Grid, ...]:
-        return grids(self.config.shape, tier, self.config.chunk, self.config.top_k)
-
-    def _head(self, number: int, step: int) -> Head:
-        tier = self._tier(number)
-        return Head(self.config.payload, tier, step, number, schema(self._cuts(tier)))
-
-    def _packed(self, number: int, sent: Sequence[Sent], step: int) -> bytes:
-        zeros = RULES[self.config.mode].zeros
-        return pack(self._head(number, step), sent, self._cuts(self._tier(number)), zeros=zeros)
-
-    def _metrics(self, step: int, members: Iterable[int]) -> dict[str, float]:
+    def _metrics(self, step: int, trained: Mapping[int, Trained]) -> dict[str, float]:
         found = {"train/lr": self.config.lr_at(step)}
         losses: dict[int, list[float]] = {}
-        for number in members:
-            losses.setdefault(self._tier(number), []).append(self.clients[number].train_loss)
+        for number, did in sorted(trained.items()):
+            losses.setdefault(self._tier(number), []).append(did.loss)
+            self.losses[number] = did.loss
+            self._count(number, rounds=1, sent_bytes=len(did.payload))
         for tier, each in sorted(losses.items()):
             found[f"train/loss_nats_tier{tier}"] = sum(each) / len(each)
         return found
 
 
-def begin(config: SwarmConfig, context: RunContext) -> Session:
-    """A run at round 0: every replica is cut from one full model."""
+def begin(config: SwarmConfig, context: RunContext, crew: Crew | None = None) -> Session:
+    """A run at round 0: every replica will be cut from one full model.
+
+    Args:
+        config: Of the run.
+        context: Seeds and data.
+        crew: Where the clients are; None is this process.
+    """
     text = Text(corpus(config.corpus, context.data_dir), config.seq_len)
     theta = initial(config.shape, torch.Generator().manual_seed(context.seeds["init"]))
-    tiers = {tier: slice_tier(theta, config.shape, tier) for tier in sorted(set(config.tiers))}
     order = np.random.default_rng(context.seeds["data"]).permutation(text.train)
-    clients = {n: Client(config, tier, tiers[tier]) for n, tier in enumerate(config.tiers)}
     network = Network(config, context.seeds["faults"])
-    return Session(config, clients, text, order, network, theta)
+    return Session(config, crew or LocalCrew(config), text, order, network, theta)

@@ -1,13 +1,14 @@
 """A run of the swarm for the lab: rounds, evaluations, stored payloads, checkpoints."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from assay.core.engine import RunContext
 from assay.engines.swarm import checkpoint
 from assay.engines.swarm.config import SwarmConfig
+from assay.engines.swarm.crew import Crew
 from assay.engines.swarm.export import to_bytes
 from assay.engines.swarm.matformer import parameters
 from assay.engines.swarm.payload import dense_bytes
@@ -20,24 +21,40 @@ def train(configs: Sequence[SwarmConfig], contexts: Sequence[RunContext]) -> Non
     """Train every run of the cohort, one after the other: each uses all threads."""
     for config, context in zip(configs, contexts, strict=True):
         torch.set_num_threads(context.threads)
-        _train(config, context)
+        train_one(config, context)
 
 
-def _train(config: SwarmConfig, context: RunContext) -> None:
-    session = begin(config, context)
+def train_one(
+    config: SwarmConfig,
+    context: RunContext,
+    crew: Crew | None = None,
+    watch: Callable[[Session], None] | None = None,
+) -> None:
+    """Train one run to its end, or until its context says stop.
+
+    Args:
+        config: Of the run.
+        context: Seeds, data, and where results go.
+        crew: Where the clients are; None is this process.
+        watch: Told after every round.
+    """
+    session = begin(config, context, crew)
     found = context.load_checkpoint()
     if found is not None:
         checkpoint.load(session, found[1])
     start = session.state.step
     shown = began = time.monotonic()
-    while (step := session.state.step + 1) <= config.steps:
+    while not session.is_finished:
+        step = session.state.step + 1
         metrics = session.round()
-        if step % config.eval_interval == 0 or step == config.steps:
+        if step % config.eval_interval == 0 or session.is_finished:
             metrics |= {f"val/loss_nats_tier{t}": v for t, v in session.held_out().items()}
             metrics["sync/replicas_equal"] = float(session.equal_replicas())
         metrics["sync/members"] = float(len(session.state.members))
         context.log(metrics, step=step)
         _store(session, context, step)
+        if watch is not None:
+            watch(session)
         now = time.monotonic()
         if now - shown > SHOW_EVERY_S:
             shown = now
@@ -48,7 +65,7 @@ def _train(config: SwarmConfig, context: RunContext) -> None:
             context.save_checkpoint(step, checkpoint.dump(session))
         if stop:
             return
-    _finish(session, context, (time.monotonic() - began) / max(1, config.steps - start))
+    _finish(session, context, (time.monotonic() - began) / max(1, session.state.step - start))
 
 
 def _shown(session: Session, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -78,7 +95,7 @@ def _finish(session: Session, context: RunContext, seconds: float) -> None:
     )
     if "model" in config.store:
         context.save("model.safetensors", to_bytes(session.full_model(), config.shape, 0))
-    context.spent(rounds=config.steps)
+    context.spent(rounds=session.state.step)
 
 
 def _store(session: Session, context: RunContext, step: int) -> None:
@@ -90,8 +107,6 @@ def _store(session: Session, context: RunContext, step: int) -> None:
         for number, data in session.sent.items():
             context.save(f"payload-{step:05d}-{number:03d}.bin", data)
     if "gradients" in config.store:
-        for number, client in session.clients.items():
-            views = client.plan.views(client.gradient)
-            kept = {n: views[f"layers.0.{n}"].numpy() for n in ("gate", "up", "down")}
-            content = checkpoint.arrays_to_bytes(kept)
+        for number in session.crew.living():
+            content = checkpoint.arrays_to_bytes(session.crew.gradients(number))
             context.save(f"gradient-{step:05d}-{number:03d}.npz", content)

@@ -1,0 +1,137 @@
+"""Where the clients are: what a session asks of them, and the answer of a single process."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from assay.engines.swarm.client import Client, Order, Trained
+from assay.engines.swarm.config import SwarmConfig
+from assay.engines.swarm.exchange import direction
+
+FIRST_LAYER = ("gate", "up", "down")
+
+
+class Crew(Protocol):
+    """All clients of a run, wherever they live. Who dies is no longer among `living`."""
+
+    def living(self) -> Sequence[int]:
+        """Numbers of the clients that hold a replica, in order."""
+
+    def at_hand(self, needed: int) -> Sequence[int]:
+        """Numbers of the clients that could join now; waits until there are so many."""
+
+    def admit(self, number: int, given: Tensor | int) -> None:
+        """A client begins: with given parameters of the tier that it stores, or those of a peer.
+
+        It takes up what it has kept itself of an earlier life.
+        """
+
+    def lose(self, number: int) -> None:
+        """A client is gone; it keeps the part of its update that it has not sent."""
+
+    def train(self, orders: Mapping[int, Order]) -> dict[int, Trained]:
+        """One gradient of each client; who died meanwhile is missing."""
+
+    def apply(self, packed: Mapping[int, bytes], sent_at: int, lr: float) -> None:
+        """All living clients apply the agreed payloads of a round."""
+
+    def theta(self, number: int) -> Tensor:
+        """A client's parameters, of the tier that it stores."""
+
+    def digests(self) -> dict[int, str]:
+        """The sha256 of every living client's parameters."""
+
+    def held_out_loss(self, number: int, text_BT: Tensor, step: int) -> float:
+        """A client's loss on held-out text, in nats."""
+
+    def gradients(self, number: int) -> dict[str, np.ndarray]:
+        """A client's last raw gradient of the first layer's feed-forward block."""
+
+    def state(self, number: int) -> dict[str, np.ndarray]:
+        """All that a client's next round depends on."""
+
+    def restore(self, number: int, state: Mapping[str, np.ndarray]) -> None:
+        """Put a client back as `state` gave it."""
+
+    def kept(self) -> dict[int, dict[str, np.ndarray]]:
+        """What clients that are gone have kept, where the crew keeps it for them."""
+
+
+class LocalCrew:
+    """All clients in this process: deterministic, no service."""
+
+    def __init__(self, config: SwarmConfig) -> None:
+        """Nobody lives yet."""
+        self.config = config
+        self.clients: dict[int, Client] = {}
+        self.disk: dict[int, dict[str, np.ndarray]] = {}
+
+    def living(self) -> Sequence[int]:
+        """Numbers of the clients that hold a replica."""
+        return sorted(self.clients)
+
+    def at_hand(self, needed: int) -> Sequence[int]:
+        """Everybody."""
+        del needed
+        return range(len(self.config.tiers))
+
+    def admit(self, number: int, given: Tensor | int) -> None:
+        """Begin with given parameters, and with what was kept of an earlier life."""
+        if isinstance(given, int):
+            given = self.clients[given].part(self.config.stored(number))
+        client = Client(self.config, number, given)
+        client.restore(self.disk.pop(number, {}))
+        self.clients[number] = client
+
+    def lose(self, number: int) -> None:
+        """Keep what was not sent."""
+        client = self.clients.pop(number, None)
+        if client is not None:
+            self.disk[number] = client.unsent()
+
+    def train(self, orders: Mapping[int, Order]) -> dict[int, Trained]:
+        """One after the other: each uses all threads."""
+        return {number: self.clients[number].train(order) for number, order in orders.items()}
+
+    def apply(self, packed: Mapping[int, bytes], sent_at: int, lr: float) -> None:
+        """Clients that store one tier share the direction."""
+        found: dict[int, Tensor | None] = {}
+        for client in self.clients.values():
+            if client.stored not in found:
+                found[client.stored] = direction(self.config, client.stored, packed, sent_at)
+            if (along := found[client.stored]) is not None:
+                client.apply(along, lr)
+
+    def theta(self, number: int) -> Tensor:
+        """A client's own row, not a copy."""
+        return self.clients[number].theta
+
+    def digests(self) -> dict[int, str]:
+        """The sha256 of every client's parameters."""
+        return {number: client.digest() for number, client in sorted(self.clients.items())}
+
+    def held_out_loss(self, number: int, text_BT: Tensor, step: int) -> float:
+        """A client's loss on held-out text, in nats."""
+        return self.clients[number].held_out_loss(text_BT, step)
+
+    def gradients(self, number: int) -> dict[str, np.ndarray]:
+        """A client's last raw gradient of the first layer's feed-forward block."""
+        client = self.clients[number]
+        views = client.plan.views(client.gradient)
+        return {name: views[f"layers.0.{name}"].numpy() for name in FIRST_LAYER}
+
+    def state(self, number: int) -> dict[str, np.ndarray]:
+        """A client's rows, not copies."""
+        return self.clients[number].state()
+
+    def restore(self, number: int, state: Mapping[str, np.ndarray]) -> None:
+        """Put a client back as `state` gave it."""
+        client = Client.empty(self.config, number)
+        client.restore(state)
+        self.clients[number] = client
+
+    def kept(self) -> dict[int, dict[str, np.ndarray]]:
+        """What the dead have on their disks."""
+        return self.disk
