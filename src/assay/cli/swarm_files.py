@@ -35,7 +35,7 @@ class LocalContext:
         """Begin, or go on in a folder of the same configuration and seed."""
         self.seeds: Mapping[str, int] = {"init": seed, "data": seed, "faults": seed}
         self.device, self.threads, self.data_dir = "cpu", threads, data_dir
-        self.folder, self._quiet, self._stop = folder, quiet, False
+        self.folder, self.quiet, self._stop = folder, quiet, False
         self.step, self.is_finished = 0, False
         self.final: dict[str, float] = {}
         self._began = time.monotonic()
@@ -105,7 +105,7 @@ class LocalContext:
 
     def progress(self, step: int, total: int, shown: Mapping[str, float]) -> None:
         """A line on stderr, at most one a second."""
-        if not self._quiet:
+        if not self.quiet:
             losses = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
             print(f"round {step}/{total}  {losses}", file=sys.stderr, flush=True)
 

@@ -29,7 +29,7 @@ def dump(session: Session) -> bytes:
     """A session's state."""
     arrays: dict[str, np.ndarray] = {"full": session.full.numpy()}
     for number in session.crew.living():
-        state = session.crew.state(number)
+        state = session.crew.state(number) or {}
         arrays |= {f"client.{number}.{name}": each for name, each in state.items()}
     for number, kept in session.crew.kept().items():
         arrays |= {f"kept.{number}.{name}": each for name, each in kept.items()}
@@ -72,8 +72,7 @@ def load(session: Session, content: bytes) -> None:
 
 def _fill(session: Session, found: Mapping[str, np.ndarray], facts: Mapping[str, object]) -> None:
     session.full.copy_(torch.from_numpy(found["full"]))
-    for number, state in _by_client(found, "client").items():
-        session.crew.restore(number, state)
+    session.crew.restore(_by_client(found, "client"))
     session.crew.kept().update(_by_client(found, "kept"))
     session.waiting = {step: {} for step in msgspec.convert(facts["rounds"], list[int])}
     for name, array in found.items():

@@ -141,11 +141,10 @@ class Client:
         """What a client keeps on its disk: the part of its update that it has not sent."""
         if self.distro is None:
             return {}
-        self.distro.settle()
-        kept = {"delta": self.distro.delta}
+        kept = {"delta": self.distro.settled().numpy()}
         if self.resting is not None:
-            kept["resting"] = self.resting
-        return {name: each.numpy().copy() for name, each in kept.items()}
+            kept["resting"] = self.resting.numpy().copy()
+        return kept
 
     def state(self) -> dict[str, np.ndarray]:
         """All that its next round depends on."""

@@ -22,10 +22,10 @@ class Crew(Protocol):
     def at_hand(self, needed: int) -> Sequence[int]:
         """Numbers of the clients that could join now; waits until there are so many."""
 
-    def admit(self, number: int, given: Tensor | int) -> None:
-        """A client begins: with given parameters of the tier that it stores, or those of a peer.
+    def admit(self, given: Mapping[int, Tensor | int]) -> None:
+        """Clients begin: with given parameters of the tier that they store, or those of a living peer.
 
-        It takes up what it has kept itself of an earlier life.
+        They take up what they have kept themselves of an earlier life.
         """
 
     def lose(self, number: int) -> None:
@@ -37,23 +37,23 @@ class Crew(Protocol):
     def apply(self, packed: Mapping[int, bytes], sent_at: int, lr: float) -> None:
         """All living clients apply the agreed payloads of a round."""
 
-    def theta(self, number: int) -> Tensor:
-        """A client's parameters, of the tier that it stores."""
+    def theta(self, number: int) -> Tensor | None:
+        """A client's parameters, of the tier that it stores; None, here and below: it just died."""
 
     def digests(self) -> dict[int, str]:
         """The sha256 of every living client's parameters."""
 
-    def held_out_loss(self, number: int, text_BT: Tensor, step: int) -> float:
+    def held_out_loss(self, number: int, text_BT: Tensor, step: int) -> float | None:
         """A client's loss on held-out text, in nats."""
 
-    def gradients(self, number: int) -> dict[str, np.ndarray]:
+    def gradients(self, number: int) -> dict[str, np.ndarray] | None:
         """A client's last raw gradient of the first layer's feed-forward block."""
 
-    def state(self, number: int) -> dict[str, np.ndarray]:
+    def state(self, number: int) -> dict[str, np.ndarray] | None:
         """All that a client's next round depends on."""
 
-    def restore(self, number: int, state: Mapping[str, np.ndarray]) -> None:
-        """Put a client back as `state` gave it."""
+    def restore(self, states: Mapping[int, Mapping[str, np.ndarray]]) -> None:
+        """Put clients back as `state` gave them."""
 
     def kept(self) -> dict[int, dict[str, np.ndarray]]:
         """What clients that are gone have kept, where the crew keeps it for them."""
@@ -77,13 +77,13 @@ class LocalCrew:
         del needed
         return range(len(self.config.tiers))
 
-    def admit(self, number: int, given: Tensor | int) -> None:
+    def admit(self, given: Mapping[int, Tensor | int]) -> None:
         """Begin with given parameters, and with what was kept of an earlier life."""
-        if isinstance(given, int):
-            given = self.clients[given].part(self.config.stored(number))
-        client = Client(self.config, number, given)
-        client.restore(self.disk.pop(number, {}))
-        self.clients[number] = client
+        for number, what in given.items():
+            if isinstance(what, int):
+                what = self.clients[what].part(self.config.stored(number))
+            self.clients[number] = Client(self.config, number, what)
+            self.clients[number].restore(self.disk.pop(number, {}))
 
     def lose(self, number: int) -> None:
         """Keep what was not sent."""
@@ -126,11 +126,11 @@ class LocalCrew:
         """A client's rows, not copies."""
         return self.clients[number].state()
 
-    def restore(self, number: int, state: Mapping[str, np.ndarray]) -> None:
-        """Put a client back as `state` gave it."""
-        client = Client.empty(self.config, number)
-        client.restore(state)
-        self.clients[number] = client
+    def restore(self, states: Mapping[int, Mapping[str, np.ndarray]]) -> None:
+        """Put clients back as `state` gave them."""
+        for number, state in states.items():
+            self.clients[number] = Client.empty(self.config, number)
+            self.clients[number].restore(state)
 
     def kept(self) -> dict[int, dict[str, np.ndarray]]:
         """What the dead have on their disks."""

@@ -138,12 +138,19 @@ class Distro:
     def settle(self) -> None:
         """Forget what was sent last."""
         if self.own is not None:
-            self._forget(self.own)
+            self._take_out(self.delta, self.own)
             self.own = None
 
-    def _forget(self, sent: Sequence[Sent]) -> None:
+    def settled(self) -> Tensor:
+        """The update without what was sent last; the client itself is left as it is. A new row."""
+        kept = self.delta.clone()
+        if self.own is not None:
+            self._take_out(kept, self.own)
+        return kept
+
+    def _take_out(self, row: Tensor, sent: Sequence[Sent]) -> None:
         for group, cut, part in zip(self.plan.groups, self.cuts, sent, strict=True):
-            group.view(self.delta).sub_(decode(part.idx, part.val, cut))
+            group.view(row).sub_(decode(part.idx, part.val, cut))
 
 
 def combined(shape: Shape, tier: int, peers: Sequence[Peer], rule: Rule, cut: Cut) -> Tensor:

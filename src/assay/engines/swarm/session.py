@@ -215,23 +215,27 @@ class Session:
             self.now += settings.warmup_s / 2
             self.state = coordinator.tick(self.state, settings, self.now)
             if self.state.phase is Phase.WARMUP:
-                for member in self.state.members:
-                    if member.client not in self.crew.living():
-                        self._admit(member.client)
-                    self.state = coordinator.has_parameters(self.state, member.client)
+                self._admit([member.client for member in self.state.members])
+                for number in self.crew.living():
+                    self.state = coordinator.has_parameters(self.state, number)
         members = [member.client for member in self.state.members]
         rounds = self.config.epoch_rounds or self.config.steps
         self.doomed = self.network.kills(self.state.epoch, self.state.step + 1, rounds, members)
 
-    def _admit(self, number: int) -> None:
-        """A joiner's replica: fetched from the first peer that is wide enough, or from the full model."""
-        config = self.config
-        stored = config.stored(number)
-        peers = [n for n in self.crew.living() if config.stored(n) <= stored]
-        self.crew.admit(number, peers[0] if peers else self._patched(stored))
-        if self.state.epoch:
-            self.network.moved_bytes += 4 * layout(config.shape, stored).size
-            self.network.events["rejoins"] += 1
+    def _admit(self, members: Sequence[int]) -> None:
+        """Joiners' replicas: fetched from the first peer that is wide enough, or from the full model."""
+        config, living = self.config, self.crew.living()
+        given: dict[int, Tensor | int] = {}
+        for number in members:
+            if number in living:
+                continue
+            stored = config.stored(number)
+            peers = [n for n in living if config.stored(n) <= stored]
+            given[number] = peers[0] if peers else self._patched(stored)
+            if self.state.epoch:
+                self.network.moved_bytes += 4 * layout(config.shape, stored).size
+                self.network.events["rejoins"] += 1
+        self.crew.admit(given)
 
     def full_model(self) -> Tensor:
         """The parameters of tier 0 as the living clients have them; a flat row."""
@@ -243,6 +247,8 @@ class Session:
         full = self.full.clone()
         for number in reversed(self.crew.living()):
             stored, theta = self.config.stored(number), self.crew.theta(number)
+            if theta is None:
+                continue
             wide, narrow = layout(shape, 0), layout(shape, stored)
             for theirs, ours in zip(wide.groups, narrow.groups, strict=True):
                 prefix(theirs, theirs.view(full), shape.width(stored)).copy_(ours.view(theta))
@@ -300,7 +306,8 @@ class Session:
         for number in self.crew.living():
             tier = self._tier(number)
             if tier not in found:
-                found[tier] = self.crew.held_out_loss(number, text, self.state.step)
+                loss = self.crew.held_out_loss(number, text, self.state.step)
+                found |= {} if loss is None else {tier: loss}
         return found
 
     def _is_cold(self, number: int, step: int, state: State) -> bool:

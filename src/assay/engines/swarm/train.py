@@ -108,5 +108,5 @@ def _store(session: Session, context: RunContext, step: int) -> None:
             context.save(f"payload-{step:05d}-{number:03d}.bin", data)
     if "gradients" in config.store:
         for number in session.crew.living():
-            content = checkpoint.arrays_to_bytes(session.crew.gradients(number))
+            content = checkpoint.arrays_to_bytes(session.crew.gradients(number) or {})
             context.save(f"gradient-{step:05d}-{number:03d}.npz", content)
