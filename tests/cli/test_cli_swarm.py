@@ -1,12 +1,13 @@
 """`assay swarm`, from a terminal."""
 
 import json
+import re
 import signal
 import subprocess
 import time
 
 import pytest
-from project import ASSAY, Project
+from project import ASSAY, Project, wait_for
 
 SMALL = ("--model", "tiny", "--set", "seq_len=16", "batch=4", "eval_sequences=4", "chunk=16")
 
@@ -57,6 +58,88 @@ def test_an_interrupted_run_goes_on(project):
     assert {k: v for k, v in a.items() if "speed" not in k} == {
         k: v for k, v in b.items() if "speed" not in k
     }
+
+
+def values(project, name):
+    """A run's final values, but its speed."""
+    found = json.loads((project.root / name / "summary.json").read_text())
+    return {k: v for k, v in found.items() if "speed" not in k}
+
+
+def start(project, *arguments):
+    """A command that goes on in the background; its lines are read from a file."""
+    number = len(list(project.root.glob("log-*")))
+    path = project.root / f"log-{number}"
+    with path.open("w") as log:
+        process = subprocess.Popen(
+            [ASSAY, "swarm", *arguments], cwd=project.root,
+            env=project.environment() | {"RAY_AUTH_MODE": "token"}, stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    return process, path
+
+
+def rounds(project, name):
+    """How many rounds a run has logged."""
+    rows = project.root / name / "metrics.jsonl"
+    return rows.read_text().count("\n") if rows.exists() else 0
+
+
+def test_a_killed_coordinator_goes_on(project):
+    """SIGKILL in three rounds, under faults and churn: the run ends as it would have."""
+    arguments = ("--clients", "0,0,1,1", "--steps", "40", *SMALL, "checkpoint_interval=1", "churn=0.3",
+                 "epoch_rounds=6", "loss=0.2", "latency_ms=[50,150]", "--quiet")  # fmt: skip
+    project("swarm", "local", "whole", *arguments)
+    for least in (3, 11, 24):
+        process, _ = start(project, "local", "parted", *arguments)
+        wait_for(lambda least=least: rounds(project, "parted") >= least)
+        process.kill()
+        process.wait()
+    assert rounds(project, "parted") < 40
+    project("swarm", "local", "parted", *arguments)
+    assert values(project, "parted") == values(project, "whole")
+    model = "model.safetensors"
+    whole, parted = ((project.root / name / model).read_bytes() for name in ("whole", "parted"))
+    assert whole == parted
+
+
+def test_clients_that_join(project):
+    """Seats of a coordinator, taken by other programs; one is killed, and another takes its seat."""
+    run = (
+        "--clients",
+        "0,0,1,1",
+        "--steps",
+        "60",
+        *SMALL,
+        "epoch_rounds=5",
+        "checkpoint_interval=10",
+    )
+    serve, log = start(project, "serve", "out", *run, "--wait", "60")
+    address = wait_for(lambda: re.search(r"--address (\S+:\d+)`", log.read_text()))[1]
+    joined = [
+        start(project, "join", "--address", address, "--cpus", "0.1", "--disk", f"disk{n}")[0]
+        for n in range(4)
+    ]
+    wait_for(lambda: rounds(project, "out") >= 4)
+    joined[1].kill()
+    joined[1].wait()
+    joined.append(start(project, "join", "--address", address, "--cpus", "0.1")[0])
+    assert serve.wait(100) == 0, log.read_text()
+    for process in (*joined[2:], joined[0]):
+        process.wait(60)
+    found = values(project, "out")
+    assert found["faults/kills"] >= 1
+    assert found["faults/rejoins"] >= 1
+    assert found["sync/replicas_equal"] == 1
+    assert found["spent/rounds"] == 60
+
+
+def test_nobody_to_join(project):
+    """No cluster, nobody who serves, nobody who joins: told, with the way out."""
+    assert "ray start" in project.refused("swarm", "join", "--address", "127.0.0.1:1")
+    assert "swarm join" in project.refused(
+        "swarm", "serve", "out", *SMALL, "--steps", "2", "--wait", "0.5"
+    )
+    assert not (project.root / "out" / "metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize(

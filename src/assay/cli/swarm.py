@@ -146,7 +146,9 @@ def serve(
     with cluster(address) as ray:
         desk = open_desk(ray, config)
         if not quiet:
-            say(f"serving {len(config.tiers)} seats: `assay swarm join` on this machine takes one")
+            here = ray.get_runtime_context().gcs_address
+            line = f"RAY_AUTH_MODE=token assay swarm join --address {here}"
+            say(f"{len(config.tiers)} seats; take one with `{line}`")
         _run(config, context, seated(config, desk, wait), reporting(desk, _watcher(quiet=quiet)))
 
 

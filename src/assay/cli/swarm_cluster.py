@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 DESK = "desk"
 LOOK_EVERY_S = 0.5
+REACH_S = 5.0
 TRIES_S = 30.0
 """A joiner looks for the coordinator for so long."""
 
@@ -43,14 +45,15 @@ def cluster(address: str | None) -> Iterator[Any]:
         ray.init, namespace="assay-swarm", log_to_driver=False, logging_level=logging.ERROR
     )
     try:
+        _reach(address)
         if address is None:
             begin(address="local", include_dashboard=False)
         else:
             begin(address=address)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"A Ray cluster must answer at {address!r}; none does: {error}. Start one with "
-            "`ray start --head`, or leave --address out."
+            f"A Ray cluster must answer at {address!r}; none does: {error}. If it asks for a token, set "
+            "RAY_AUTH_MODE=token, with its ~/.ray/auth_token on this machine; `ray start --head` starts one."
         ) from error
     try:
         yield ray
@@ -60,6 +63,13 @@ def cluster(address: str | None) -> Iterator[Any]:
         raise
     finally:
         ray.shutdown()
+
+
+def _reach(address: str | None) -> None:
+    """Whether anything listens there: Ray itself would try for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=REACH_S).close()
 
 
 def own_actors(
