@@ -137,7 +137,7 @@ def test_nobody_to_join(project):
     """No cluster, nobody who serves, nobody who joins: told, with the way out."""
     assert "ray start" in project.refused("swarm", "join", "--address", "127.0.0.1:1")
     assert "swarm join" in project.refused(
-        "swarm", "serve", "out", *SMALL, "--steps", "2", "--wait", "0.5"
+        "swarm", "serve", "out", *SMALL, "--steps", "2", "--wait", "0.5", "--quiet"
     )
     assert not (project.root / "out" / "metrics.jsonl").exists()
 
