@@ -66,4 +66,9 @@ def kernel(engine: str, *sources: str) -> Extension:
     )
 
 
-setup(ext_modules=[kernel("addition", "fused.cpp", "fused_double.cpp")])
+setup(
+    ext_modules=[
+        kernel("addition", "fused.cpp", "fused_double.cpp"),
+        kernel("swarm", "fused.cpp"),
+    ]
+)

@@ -58,10 +58,6 @@ class Client:
         config = self.config
         return beta_at(step, config.distill_start, config.distill_warmup, config.distill_beta)
 
-    def apply(self, direction: Tensor, lr: float) -> None:
-        """Step along a direction, which `applied` made of an aggregated update."""
-        self.theta.sub_(direction, alpha=lr)
-
     def held_out_loss(self, text_BT: Tensor, step: int) -> float:
         """Mean cross-entropy in nats of every predicted token."""
         scaling = self.scaling(step)

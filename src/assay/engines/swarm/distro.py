@@ -5,16 +5,18 @@ three ways that the engine knows; they share every function here.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from assay.engines.swarm import fused
 from assay.engines.swarm.codec import Grid, decode, encode, grid
 from assay.engines.swarm.config import Apply, Mode, Shape
-from assay.engines.swarm.matformer import Layout, layout
+from assay.engines.swarm.fused import Part, Way
+from assay.engines.swarm.matformer import Group, Layout, layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,8 @@ class Distro:
         """Where the gradient is taken: theta itself, or a step along the untransmitted update."""
         if not self.rule.lookahead or lr_before == 0:
             return theta
+        if fused.computes(theta, self.delta):
+            return fused.signed_step(theta, self.delta, lr_before)
         return torch.add(theta, self.delta.sign(), alpha=-lr_before)
 
     def step(self, gradient: Tensor, lr: float) -> list[Sent]:
@@ -91,22 +95,30 @@ class Distro:
         Returns:
             Unquantised coefficients of every group.
         """
-        if self.own is not None:
-            self._forget(self.own)
-        self.delta.mul_(self.decay).add_(gradient, alpha=lr)
-        self.own = [
-            Sent(*encode(group.view(self.delta), cut))
-            for group, cut in zip(self.plan.groups, self.cuts, strict=True)
+        own: Sequence[Sent | None] = self.own or [None] * len(self.cuts)
+        sent = [
+            self._advance(group.view(self.delta), group.view(gradient), lr, cut, mine)
+            for group, cut, mine in zip(self.plan.groups, self.cuts, own, strict=True)
         ]
-        sent = self.own
-        if self.rule.at_once:
-            self._forget(sent)
-            self.own = None
+        self.own = None if self.rule.at_once else sent
         return sent
 
-    def _forget(self, sent: Sequence[Sent]) -> None:
-        for group, cut, part in zip(self.plan.groups, self.cuts, sent, strict=True):
-            group.view(self.delta).sub_(decode(part.idx, part.val, cut))
+    def _advance(
+        self, delta: Tensor, gradient: Tensor, lr: float, cut: Grid, own: Sent | None
+    ) -> Sent:
+        """The same for one stack: forget, decay, add, choose."""
+        at_once = self.rule.at_once
+        if fused.computes(delta, gradient, cuts=(cut,)):
+            pair = None if own is None else (own.idx, own.val)
+            kept = fused.step(delta, gradient, pair, cut, decay=self.decay, lr=lr, at_once=at_once)
+            return Sent(*kept)
+        if own is not None:
+            delta.sub_(decode(own.idx, own.val, cut))
+        delta.mul_(self.decay).add_(gradient, alpha=lr)
+        sent = Sent(*encode(delta, cut))
+        if at_once:
+            delta.sub_(decode(sent.idx, sent.val, cut))
+        return sent
 
 
 def combined(
@@ -129,31 +141,88 @@ def combined(
         cut: Largest side of a chunk, and coefficients a chunk.
     """
     plan = layout(shape, tier)
-    out = torch.zeros(plan.size)
-    tiers = sorted({theirs for theirs, _ in peers})
+    out = torch.empty(plan.size)
     for at, group in enumerate(plan.groups):
-        total = group.view(out)
-        uniform = group.sliced is None or len(tiers) <= 1
-        senders = rule.combine == "coefficient" or (rule.combine == "legacy" and uniform)
-        count = torch.zeros(group.shape) if rule.combine == "element" else None
-        for theirs in tiers:
-            sent = [each[at] for other, each in peers if other == theirs]
-            piece = grids(shape, theirs, *cut)[at]
-            idx = torch.cat([each.idx for each in sent], dim=1)
-            val = torch.cat([each.val for each in sent], dim=1)
-            if senders:
-                val = val / _senders(idx, val)
-            decoded = decode(idx, val, piece)
-            rows, columns = (min(x, y) for x, y in zip(decoded.shape[1:], group.shape, strict=True))
-            total[:, :rows, :columns] += decoded[:, :rows, :columns]
-            if count is not None:
-                count = count.expand_as(total).contiguous() if count.dim() == 2 else count
-                count[:, :rows, :columns] += _contributors(sent, piece)[:, :rows, :columns]
-        if count is not None:
-            total.div_(count.clamp_(min=1))
-        elif not senders and peers:
-            total.div_(len(peers))
+        parts = _parts(at, shape, peers, cut)
+        _combine(parts, _way(rule, group, parts), [group.view(out)])
     return out
+
+
+def apply_combined(
+    thetas: Sequence[Tensor],
+    shape: Shape,
+    tier: int,
+    peers: Sequence[tuple[int, Sequence[Sent]]],
+    rule: Rule,
+    cut: tuple[int, int],
+    apply: Apply,
+    lr: float,
+) -> None:
+    """Step along the update that clients of a tier get out of what all peers sent, in place.
+
+    The update itself is not kept, so that memory is read and written once.
+
+    Args:
+        thetas: Parameters of the clients, flat rows.
+        shape: Of the full model.
+        tier: The receivers'.
+        peers: As for `combined`.
+        rule: How they are combined.
+        cut: Largest side of a chunk, and coefficients a chunk.
+        apply: Along the signs of the update, or the update itself.
+        lr: Learning rate of the round.
+    """
+    for at, group in enumerate(layout(shape, tier).groups):
+        parts = _parts(at, shape, peers, cut)
+        way = replace(_way(rule, group, parts), sign=apply == "sign", lr=lr)
+        _combine(parts, way, [group.view(theta) for theta in thetas])
+
+
+def _parts(
+    at: int, shape: Shape, peers: Sequence[tuple[int, Sequence[Sent]]], cut: tuple[int, int]
+) -> list[Part]:
+    """What all peers sent for a group, tier by tier."""
+    parts = []
+    for tier in sorted({theirs for theirs, _ in peers}):
+        sent = [each[at] for theirs, each in peers if theirs == tier]
+        idx = torch.cat([each.idx for each in sent], dim=1)
+        val = torch.cat([each.val for each in sent], dim=1)
+        parts.append(Part(idx, val, grids(shape, tier, *cut)[at], len(sent)))
+    return parts
+
+
+def _way(rule: Rule, group: Group, parts: Sequence[Part]) -> Way:
+    """How a rule combines a group."""
+    if rule.combine == "element":
+        return Way(elements=True)
+    if rule.combine == "coefficient" or group.sliced is None or len(parts) <= 1:
+        return Way(mean=True)
+    return Way(over=sum(part.peers for part in parts))
+
+
+def _combine(parts: Sequence[Part], way: Way, stacks: Sequence[Tensor]) -> None:
+    """As `fused.combine`, with or without it."""
+    vals = [part.val for part in parts]
+    if fused.computes(*vals, *stacks, cuts=[part.cut for part in parts]):
+        fused.combine(parts, way, stacks)
+        return
+    total = torch.zeros(stacks[0].shape)
+    count = torch.zeros(stacks[0].shape)
+    for part in parts:
+        val = part.val / _senders(part.idx, part.val) if way.mean else part.val
+        decoded = decode(part.idx, val, part.cut)
+        rows, columns = (min(x, y) for x, y in zip(decoded.shape[1:], total.shape[1:], strict=True))
+        total[:, :rows, :columns] += decoded[:, :rows, :columns]
+        if way.elements:
+            count[:, :rows, :columns] += _contributors(part)[:, :rows, :columns]
+    total.div_(count.clamp_(min=1) if way.elements else way.over)
+    if way.sign:
+        total.sign_()
+    for stack in stacks:
+        if way.lr is None:
+            stack.copy_(total)
+        else:
+            stack.sub_(total, alpha=way.lr)
 
 
 def _senders(idx_GK: Tensor, val_GK: Tensor) -> Tensor:
@@ -162,14 +231,10 @@ def _senders(idx_GK: Tensor, val_GK: Tensor) -> Tensor:
     return same.sum(dim=2).to(val_GK.dtype)
 
 
-def _contributors(sent: Sequence[Sent], cut: Grid) -> Tensor:
+def _contributors(part: Part) -> Tensor:
     """How many peers sent something for the chunk of each element, [count, rows, columns]."""
-    live = torch.stack([(each.val != 0).any(dim=1) for each in sent]).sum(dim=0)
+    cut = part.cut
+    live = (part.val.view(cut.chunks, part.peers, -1) != 0).any(dim=2).sum(dim=1)
     height, width = cut.rows // cut.a, cut.columns // cut.b
     tiles = live.view(cut.count, height, 1, width, 1).float()
     return tiles.expand(-1, -1, cut.a, -1, cut.b).reshape(cut.count, cut.rows, cut.columns)
-
-
-def applied(update: Tensor, apply: Apply) -> Tensor:
-    """The direction of the step: signs of an update, or the update itself."""
-    return update.sign() if apply == "sign" else update

@@ -20,7 +20,7 @@ from assay.engines.swarm.config import SwarmConfig
 from assay.engines.swarm.coordinator import Phase, Settings, State
 from assay.engines.swarm.data import Text, assignment, corpus
 from assay.engines.swarm.distill import Targets
-from assay.engines.swarm.distro import RULES, Sent, applied, combined, grids
+from assay.engines.swarm.distro import RULES, Sent, apply_combined, grids
 from assay.engines.swarm.matformer import initial, layout, prefix, slice_tier
 from assay.engines.swarm.network import Network
 from assay.engines.swarm.payload import Head, PayloadError, digest, pack, schema, unpack
@@ -265,13 +265,10 @@ class Session:
         ]
         if not peers:
             return
-        updates: dict[int, Tensor] = {}
-        cut = (config.chunk, config.top_k)
-        for client in self.clients.values():
-            if client.tier not in updates:
-                update = combined(config.shape, client.tier, peers, RULES[config.mode], cut)
-                updates[client.tier] = applied(update, config.apply)
-            client.apply(updates[client.tier], config.lr_at(step))
+        cut, rule, lr = (config.chunk, config.top_k), RULES[config.mode], config.lr_at(step)
+        for tier in {client.tier for client in self.clients.values()}:
+            thetas = [client.theta for client in self.clients.values() if client.tier == tier]
+            apply_combined(thetas, config.shape, tier, peers, rule, cut, config.apply, lr)
 
     def equal_replicas(self) -> bool:
         """Whether all clients of a tier hold the same parameters, bit for bit."""
