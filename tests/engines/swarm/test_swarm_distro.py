@@ -5,6 +5,7 @@ import pytest
 import torch
 from reference import Peer, combine_coefficients, combine_elements
 
+from assay.engines.swarm import fused
 from assay.engines.swarm.codec import decode, encode, grid
 from assay.engines.swarm.config import MODELS, Shape
 from assay.engines.swarm.distro import RULES, Distro, Sent, combined, grids
@@ -12,6 +13,17 @@ from assay.engines.swarm.matformer import layout
 
 SHAPE = Shape(hidden=24, layers=2, heads=2, ffn=32, vocab=37)
 CUT = (8, 3)
+
+
+@pytest.fixture(autouse=True, params=["fused", "torch"])
+def _way(request, monkeypatch, tmp_path):
+    """Every law holds with the kernel and without it."""
+    if request.param == "torch":
+        monkeypatch.setattr(fused, "_HERE", tmp_path)
+    fused._load.cache_clear()
+    yield
+    monkeypatch.undo()
+    fused._load.cache_clear()
 
 
 def as_arrays(plan, flat):

@@ -137,10 +137,19 @@ inline void transform(const Chunk& chunk, const float* x, size_t row, Workspace&
     if (a % 2) std::memcpy(w.even[down.odd], x + down.odd * row, b * sizeof(float));
     product(down.even, down.basis[0], 2 * MOST, w.even[0], MOST, down.even, b, w.lines[0], 2 * MOST);
     product(down.odd, down.basis[1], 2 * MOST, w.odd[0], MOST, down.odd, b, w.lines[1], 2 * MOST);
+    vint mirror;
+    for (int i = 0; i < FLOATS; i++) mirror[i] = FLOATS - 1 - i;
     for (int i = 0; i < a; i++) {
         const float* line = w.lines[i];
         float *sum = w.folded[0][i], *difference = w.folded[1][i];
-        for (int q = 0; q < across.odd; q++)
+        int q = 0;
+        for (; q + FLOATS <= across.odd; q += FLOATS) {
+            const vfloat left = *(const vloose*)(line + q);
+            const vfloat right = *(const vloose*)(line + b - q - FLOATS);
+            const vfloat mirrored = __builtin_shuffle(right, mirror);
+            *(vloose*)(sum + q) = left + mirrored, *(vloose*)(difference + q) = left - mirrored;
+        }
+        for (; q < across.odd; q++)
             sum[q] = line[q] + line[b - 1 - q], difference[q] = line[q] - line[b - 1 - q];
         if (b % 2) sum[across.odd] = line[across.odd];
     }
@@ -172,13 +181,14 @@ inline void largest(const Chunk& chunk, Workspace& w, int64_t* idx, float* val) 
     int count = 0;
     for (int i = 0; i < chunk.a; i++) {
         const bits32* bits = (const bits32*)w.coefficients[i];
-        vint found = {};
-        for (int c = 0; c < width / FLOATS; c++)
-            found |= (((const vbits*)bits)[c] & INT32_MAX) >= least;
-        if (!any(found)) continue;
-        for (int j = 0; j < chunk.b; j++) {
-            const int32_t size = bits[column(j)] & INT32_MAX;
-            if (size >= least) w.key[count++] = uint64_t(size) << 32 | uint32_t(~(i * chunk.b + j));
+        for (int c = 0; c < width; c += FLOATS) {
+            if (!any((*(const vbits*)(bits + c) & INT32_MAX) >= least)) continue;
+            for (int l = c; l < c + FLOATS; l++) {
+                const int j = l < odd_from ? 2 * l : 2 * (l - odd_from) + 1;
+                const int32_t size = bits[l] & INT32_MAX;
+                if (j < chunk.b && size >= least)
+                    w.key[count++] = uint64_t(size) << 32 | uint32_t(~(i * chunk.b + j));
+            }
         }
     }
     std::partial_sort(w.key, w.key + chunk.k, w.key + count, std::greater<uint64_t>());
