@@ -20,8 +20,8 @@ from assay.engines.swarm.matformer import layout
 
 SHAPES = [(1, 1, 1), (2, 1, 64), (1, 29, 64), (2, 58, 128), (2, 64, 64), (1, 128, 192), (1, 7, 13),
           (3, 5, 1), (1, 1, 7), (2, 33, 63), (1, 64, 34), (1, 2, 2)]  # fmt: skip
-UNEVEN = Shape(hidden=24, layers=2, heads=2, ffn=96, vocab=37)
-"""Its tiers are cut into chunks of 48, 48, 24 and 12."""
+UNEVEN = Shape(hidden=24, layers=2, heads=2, ffn=192, vocab=37)
+"""Its tiers are cut into chunks of 64, 48, 48 and 24: the borders of one lie inside of another's."""
 CUT = (64, 5)
 
 
@@ -134,6 +134,8 @@ def test_what_is_not_finite_stays_in_its_chunk(bad):
     assert torch.equal(val[other], clean[1][other])
     assert not val[1].isfinite().any()
     assert len(set(idx[1].tolist())) == 8
+    if bad != bad:  # all are, and equal
+        assert idx[1].tolist() == list(range(8))
     assert ((idx >= 0) & (idx < cut.volume)).all()
 
 
