@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-KERNEL := $(wildcard src/assay/engines/addition/csrc/*)
+KERNEL := $(wildcard src/assay/engines/csrc/* src/assay/engines/*/csrc/*)
 READY := $(VENV)/.ready-$(shell cat pyproject.toml setup.py constraints.txt $(KERNEL) 2>/dev/null | cksum | cut -d' ' -f1)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 STUDY := studies/addition/d8.toml

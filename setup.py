@@ -1,7 +1,7 @@
-"""The optional C++ extension; everything else is in pyproject.toml.
+"""The optional C++ extensions; everything else is in pyproject.toml.
 
-Without a compiler the package is installed all the same, and the addition engine computes with
-PyTorch operations (and says so). The library has no Python in it: it is loaded with ctypes.
+Without a compiler the package is installed all the same, and the engines compute with PyTorch
+operations (and say so). The libraries have no Python in them: they are loaded with ctypes.
 """
 
 import hashlib
@@ -13,10 +13,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-SOURCES = Path("src/assay/engines/addition/csrc")
-
-files = sorted(SOURCES.iterdir(), key=lambda path: path.name)
-digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+ENGINES = Path("src/assay/engines")
 
 
 def vector_units() -> list[str]:
@@ -40,25 +37,38 @@ def vector_units() -> list[str]:
     return []
 
 
-kernel = Extension(
-    "assay.engines.addition._fused",
-    sources=[str(SOURCES / "fused.cpp"), str(SOURCES / "fused_double.cpp")],
-    depends=[str(path) for path in files],
-    define_macros=[("SOURCES", f'"{digest}"')],
-    extra_compile_args=[
-        "-std=c++17",
-        "-O3",
-        *vector_units(),
-        "-ffp-contract=fast",
-        "-fno-math-errno",
-        "-fno-trapping-math",
-        "-Wno-psabi",
-        "-Wno-maybe-uninitialized",  # in the compiler's own intrinsics
-        "-Wno-uninitialized",
-        "-g0",
-    ],
-    extra_link_args=["-pthread"],
-    language="c++",
-    optional=True,
+def kernel(engine: str, *sources: str) -> Extension:
+    """The library of an engine: its csrc/, and the csrc/ that all engines share."""
+    shared, own = ENGINES / "csrc", ENGINES / engine / "csrc"
+    files = [path for folder in (shared, own) for path in sorted(folder.iterdir())]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+    return Extension(
+        f"assay.engines.{engine}._fused",
+        sources=[str(own / source) for source in sources],
+        depends=[str(path) for path in files],
+        include_dirs=[str(shared)],
+        define_macros=[("SOURCES", f'"{digest}"')],
+        extra_compile_args=[
+            "-std=c++17",
+            "-O3",
+            *vector_units(),
+            "-ffp-contract=fast",
+            "-fno-math-errno",
+            "-fno-trapping-math",
+            "-Wno-psabi",
+            "-Wno-maybe-uninitialized",  # in the compiler's own intrinsics
+            "-Wno-uninitialized",
+            "-g0",
+        ],
+        extra_link_args=["-pthread"],
+        language="c++",
+        optional=True,
+    )
+
+
+setup(
+    ext_modules=[
+        kernel("addition", "fused.cpp", "fused_double.cpp"),
+        kernel("swarm", "fused.cpp"),
+    ]
 )
-setup(ext_modules=[kernel])

@@ -1,11 +1,13 @@
-"""The optimizer step of the 34-million-parameter model, batched by shape and tensor by tensor.
+"""The optimizer step of the 34-million-parameter model: fused kernel, batched torch, tensor by tensor.
 
-    python benchmarks/swarm_step.py [--repeats 7] [--threads 2] [--out FOLDER]
+    python benchmarks/swarm_step.py [--repeats 15] [--threads 2] [--out FOLDER]
 
 A step is what a client does with its gradient: add it to the update, choose and take out the
-coefficients, combine what was received (here its own), apply. The tensor-by-tensor version is ours
-too, written as the public DeMo optimizer is described: one transform, one top-k over whole chunks and
-one scatter a tensor. Both are checked to choose the same places with the same signs.
+coefficients, combine what was received (here its own), apply. The three take turns on the same
+gradients. "batched" is the engine without its extension. The tensor-by-tensor version is ours too,
+written as the public DeMo optimizer is described: one transform, one top-k over whole chunks and one
+scatter a tensor. All are checked to choose the same places with the same signs. Encode and decode are
+timed alone as well; decode writes into fresh memory, as a caller of it does.
 """
 
 import argparse
@@ -13,16 +15,21 @@ import json
 import platform
 import statistics
 import time
+from itertools import pairwise
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
-from assay.engines.swarm.codec import dct_matrix
+from assay.engines.swarm import fused
+from assay.engines.swarm.codec import dct_matrix, decode, encode
+from assay.engines.swarm.combine import apply_combined
 from assay.engines.swarm.config import MODELS, Cut, divisor
-from assay.engines.swarm.distro import RULES, Distro, Peer, combined, grids
+from assay.engines.swarm.distro import RULES, Distro, Peer, grids
 from assay.engines.swarm.matformer import initial, layout
 
 CHUNK, K, DECAY, LR = 64, 8, 0.999, 4e-4
+CUT = Cut(CHUNK, K, CHUNK)
 SHAPE = MODELS["nanogpt-34m"]
 
 
@@ -67,48 +74,102 @@ def gradient(generator):
     return flat
 
 
+class Engine:
+    """The engine's own step, with its kernel or without."""
+
+    def __init__(self, plan, theta, *, kernel):
+        self.plan, self.theta, self.kernel = plan, theta.clone(), kernel
+        self.rule = RULES["reference"]
+        self.distro = Distro(plan, grids(SHAPE, 0, CUT), self.rule, DECAY)
+
+    def timed(self, flat):
+        """Seconds of the step, of its two halves, and of encode and decode alone; what was sent."""
+        with patch.object(
+            fused, "computes", fused.computes if self.kernel else lambda *t, cuts=(): False
+        ):
+            times = [time.perf_counter()]
+            sent = self.distro.step(flat, LR)
+            times.append(time.perf_counter())
+            apply_combined([self.theta], SHAPE, 0, [Peer(0, sent)], self.rule, CUT, "sign", LR)
+            times.append(time.perf_counter())
+            for group, cut in zip(self.plan.groups, self.distro.cuts, strict=True):
+                encode(group.view(flat), cut)
+            times.append(time.perf_counter())
+            for cut, part in zip(self.distro.cuts, sent, strict=True):
+                decode(part.idx, part.val, cut)
+            times.append(time.perf_counter())
+        first, second, encoded, decoded = (b - a for a, b in pairwise(times))
+        return {
+            "step": first + second,
+            "distro.step": first,
+            "combine and apply": second,
+            "encode": encoded,
+            "decode": decoded,
+        }, sent
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    load_before = Path("/proc/loadavg").read_text().split()[:3]
     torch.set_num_threads(options.threads)
     generator = torch.Generator().manual_seed(0)
-    plan, rule = layout(SHAPE, 0), RULES["reference"]
-    batched = Distro(plan, grids(SHAPE, 0, Cut(CHUNK, K, CHUNK)), rule, DECAY)
+    plan = layout(SHAPE, 0)
     theta = initial(SHAPE, generator)
+    engines = {
+        "fused": Engine(plan, theta, kernel=True),
+        "batched": Engine(plan, theta, kernel=False),
+    }
     views = {n: v.reshape(-1, v.shape[-1]) for n, v in plan.views(theta).items()}
     single = TensorByTensor({name: view.shape for name, view in views.items()})
-    times: dict[str, list[float]] = {"batched": [], "tensor by tensor": []}
+    times: dict[str, dict[str, list[float]]] = {"tensor by tensor": {"step": []}}
     for _ in range(options.repeats):
         flat = gradient(generator)
         named = {n: v.reshape(-1, v.shape[-1]) for n, v in plan.views(flat).items()}
-        start = time.perf_counter()
-        sent = batched.step(flat, LR)
-        update = combined(SHAPE, 0, [Peer(0, sent)], rule, Cut(CHUNK, K, CHUNK))
-        theta.sub_(update.sign_(), alpha=LR)
-        times["batched"].append(time.perf_counter() - start)
+        sent = {}
+        for way, engine in engines.items():
+            found, sent[way] = engine.timed(flat)
+            for part, seconds in found.items():
+                times.setdefault(way, {}).setdefault(part, []).append(seconds)
         start = time.perf_counter()
         updates, chosen = single.step(named)
         for name, each in updates.items():
             views[name].sub_(each, alpha=LR)
-        times["tensor by tensor"].append(time.perf_counter() - start)
-        check(plan, sent, chosen)
-    ratios = [b / a for a, b in zip(*times.values(), strict=True)]
+        times["tensor by tensor"]["step"].append(time.perf_counter() - start)
+        for each in sent.values():
+            check(plan, each, chosen)
+    medians = {
+        way: {part: statistics.median(each) for part, each in parts.items()}
+        for way, parts in times.items()
+    }
     result = {
         "benchmark": "swarm_step",
         "parameters": plan.size,
         "threads": options.threads,
+        "kernel": fused.describe(),
+        "torch": torch.__version__,
         "machine": platform.processor() or platform.machine(),
+        "load_before": load_before,
+        "load_after": Path("/proc/loadavg").read_text().split()[:3],
+        "median_s": medians,
+        "median_ratio_to_fused": {way: ratio(times[way], times["fused"]) for way in times},
         "seconds": times,
-        "median_s": {name: statistics.median(each) for name, each in times.items()},
-        "median_ratio": statistics.median(ratios),
     }
-    print(json.dumps(result, indent=1))
+    print(json.dumps({key: each for key, each in result.items() if key != "seconds"}, indent=1))
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "record.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def ratio(slower, faster):
+    """The median over repeats of the ratio within a repeat, by part."""
+    return {
+        part: statistics.median(a / b for a, b in zip(each, faster[part], strict=True))
+        for part, each in slower.items()
+    }
 
 
 def check(plan, sent, chosen):

@@ -247,7 +247,7 @@ def test_shapes_without_a_kernel_have_a_reason():
 
 def test_a_stale_library_is_refused(monkeypatch):
     """Built from other sources than those beside it: an error that names `make setup`."""
-    monkeypatch.setattr(fused, "source_digest", lambda: "0123456789abcdef")
+    monkeypatch.setattr("assay.engines.library.source_digest", lambda folder: "0123456789abcdef")
     fused._load.cache_clear()
     with pytest.raises(ProvenanceError, match="make setup"):
         fused.describe()

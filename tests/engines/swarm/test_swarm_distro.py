@@ -3,15 +3,28 @@
 import numpy as np
 import pytest
 import torch
-from reference import Client, combine_coefficients, combine_elements
+from reference import Client, back, combine_coefficients, combine_elements
 
+from assay.engines.swarm import fused
 from assay.engines.swarm.codec import decode, encode, grid
+from assay.engines.swarm.combine import combined
 from assay.engines.swarm.config import MODELS, Cut, Shape
-from assay.engines.swarm.distro import RULES, Distro, Peer, Sent, combined, grids
+from assay.engines.swarm.distro import RULES, Distro, Peer, Sent, grids
 from assay.engines.swarm.matformer import layout
 
 SHAPE = Shape(hidden=24, layers=2, heads=2, ffn=32, vocab=37)
 CUT = Cut(8, 3, 8)
+
+
+@pytest.fixture(autouse=True, params=["fused", "torch"])
+def _way(request, monkeypatch, tmp_path):
+    """Every law holds with the kernel and without it."""
+    if request.param == "torch":
+        monkeypatch.setattr(fused, "_HERE", tmp_path)
+    fused._load.cache_clear()
+    yield
+    monkeypatch.undo()
+    fused._load.cache_clear()
 
 
 def as_arrays(plan, flat):
@@ -124,6 +137,25 @@ def test_senders_are_counted_by_coefficient():
     got = as_arrays(layout(SHAPE, 0), combined(SHAPE, 0, peers, RULES["reference"], CUT))
     for name, want in combine_coefficients([(0, dense(0, p.sent, cuts)) for p in peers]).items():
         np.testing.assert_allclose(got[name], want, atol=1e-5)
+
+
+def test_the_forks_rule_counts_the_senders_of_all_tiers():
+    """Where tensors are alike in all tiers, it is DeMo's rule; else each peer's share is one of all."""
+    generator, tiers = torch.Generator().manual_seed(8), (0, 1, 1, 1)
+    peers = [Peer(t, random_sent(t, generator, grids(SHAPE, t, CUT))) for t in tiers]
+    # Signs, as one bit is read: then it matters who is counted.
+    peers = [Peer(p.tier, [Sent(s.idx, s.val.sign()) for s in p.sent]) for p in peers]
+    got = as_arrays(layout(SHAPE, 0), combined(SHAPE, 0, peers, RULES["legacy"], CUT))
+    sent = [dense(p.tier, p.sent, grids(SHAPE, p.tier, CUT)) for p in peers]
+    alike = [name for name, freq in sent[1].items() if freq.shape == sent[0][name].shape]
+    assert len(alike) > len(sent[0]) / 2
+    received = [(0, {name: each[name] for name in alike}) for each in sent]
+    for name, want in combine_coefficients(received).items():
+        np.testing.assert_allclose(got[name], want, atol=1e-5)
+    name = "layers.0.up"
+    total = back(sent[0][name])
+    total[:16] += sum(back(each[name]) for each in sent[1:])
+    np.testing.assert_allclose(got[name], total / 4, atol=1e-5)
 
 
 def test_tiers_agree_bit_for_bit_where_they_overlap():

@@ -12,8 +12,9 @@ from assay.core.config import to_plain
 from assay.engines.swarm import agreement
 from assay.engines.swarm.client import Client, Order
 from assay.engines.swarm.codec import encode
+from assay.engines.swarm.combine import combined
 from assay.engines.swarm.config import Cut, Shape
-from assay.engines.swarm.distro import RULES, Peer, Sent, combined, grids
+from assay.engines.swarm.distro import RULES, Peer, Sent, grids
 from assay.engines.swarm.exchange import cuts, neurons, read
 from assay.engines.swarm.export import from_bytes
 from assay.engines.swarm.matformer import active, chosen, initial, layout
@@ -80,12 +81,12 @@ def test_receivers_put_each_neuron_where_it_belongs(receiver):
         name = f"layers.{layer}.up"
         total, count = np.zeros((32, 24)), np.zeros((32, 24))
         for peer in peers:
-            plan = layout(SHAPE, peer.tier, peer.helpers)
-            freq = freq_of(plan, peer.sent, grids(SHAPE, peer.tier, cut, peer.helpers))
+            plan = layout(SHAPE, *peer.kind)
+            freq = freq_of(plan, peer.sent, grids(SHAPE, peer.tier, cut, peer.kind[1]))
             own = back(freq[name])
             total[: len(own)] += own
             count[: len(own)] += tiles(freq[name])
-            if peer.helpers:
+            if peer.kind[1]:
                 rows = peer.neurons_LN[layer].numpy()
                 total[rows] += back(freq[f"{name}.helpers"])
                 count[rows] += tiles(freq[f"{name}.helpers"])

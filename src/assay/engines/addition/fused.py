@@ -7,8 +7,7 @@ Suffixes, this file: S = seeds, B = examples, E = dense row, N = pairs.
 """
 
 import ctypes
-import hashlib
-from ctypes import POINTER, byref, c_double, c_int, c_int32
+from ctypes import byref, c_double, c_int, c_int32
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 from assay.core.errors import DataError, ProvenanceError
 from assay.engines.addition.block import EPS, Shape, rotary
 from assay.engines.addition.data import LIMIT
+from assay.engines.library import load, pointer
 
 _HERE = Path(__file__).parent
 _MAX_POSITIONS = 40
@@ -47,36 +47,17 @@ class _Problem(ctypes.Structure):
 @cache
 def _load() -> tuple[Any, str]:
     """The library, or None; and what it was compiled for, or why there is none."""
-    found = sorted(_HERE.glob("_fused*.so"))
-    if not found:
-        return None, "the C++ extension was not built: install again with a C++ compiler"
-    library: Any = ctypes.CDLL(str(found[-1]))
-    for name in ("assay_sources", "assay_vector_units"):
-        getattr(library, name).restype = ctypes.c_char_p
-    built_from = library.assay_sources().decode()
-    if (_HERE / "csrc").is_dir() and built_from != source_digest():
-        raise ProvenanceError(
-            f"{found[-1].name} must be built from the sources beside it ({source_digest()}); it was "
-            f"built from {built_from}. A stale kernel would compute something else than the code "
-            "says: run `make setup`."
-        )
-    units = library.assay_vector_units().decode()
-    if not units:
-        return None, "the C++ extension was built for a CPU with other vector units"
+    library, what = load(_HERE)
+    if library is None:
+        return None, what
     sizes = (c_int32 * 4)()
     library.assay_sizes(sizes)
     if sizes[0] != ctypes.sizeof(_Problem) or sizes[1] != _MAX_POSITIONS:
         raise ProvenanceError(
-            f"{found[-1].name} has a problem structure of {sizes[0]} bytes, fused.py one of "
+            f"The kernel has a problem structure of {sizes[0]} bytes, fused.py one of "
             f"{ctypes.sizeof(_Problem)}: csrc/problem.h and fused.py must change together."
         )
-    return library, f"fused C++, {units}, sources {built_from}"
-
-
-def source_digest() -> str:
-    """Identity of the C++ sources, as setup.py compiles it into the library."""
-    files = sorted((_HERE / "csrc").iterdir(), key=lambda path: path.name)
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+    return library, what
 
 
 def describe() -> str:
@@ -176,14 +157,14 @@ def loss_and_grad(
     library, _ = _load()
     outcome = getattr(library, f"assay_step_{suffix}")(
         byref(_problem(shape)),
-        _pointer(dense_SE, number),
-        _pointer(a_SB, c_double),
-        _pointer(b_SB, c_double),
+        pointer(dense_SE, number),
+        pointer(a_SB, c_double),
+        pointer(b_SB, c_double),
         c_int(seeds),
         c_int(batch),
         c_int(threads),
-        _pointer(loss_S, c_double),
-        _pointer(grad_SE, number),
+        pointer(loss_S, c_double),
+        pointer(grad_SE, number),
     )
     _raise_for(outcome, shape, a_SB, b_SB)
     return loss_S, grad_SE
@@ -204,12 +185,12 @@ def wrong_digits(
     library, _ = _load()
     outcome = getattr(library, f"assay_judge_{suffix}")(
         byref(_problem(shape)),
-        _pointer(dense_E, number),
-        _pointer(a_N, c_double),
-        _pointer(b_N, c_double),
+        pointer(dense_E, number),
+        pointer(a_N, c_double),
+        pointer(b_N, c_double),
         c_int(len(a_N)),
         c_int(threads),
-        _pointer(wrong_N, c_int32),
+        pointer(wrong_N, c_int32),
         byref(loss),
     )
     _raise_for(outcome, shape, a_N, b_N)
@@ -242,7 +223,3 @@ def _raise_for(outcome: int, shape: Shape, a: Tensor, b: Tensor) -> None:
                 )
     if outcome:
         raise ValueError(unavailable(shape) or f"the kernel answers {outcome}")
-
-
-def _pointer(tensor: Tensor, kind: Any) -> Any:
-    return ctypes.cast(tensor.data_ptr(), POINTER(kind))

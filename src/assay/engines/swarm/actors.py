@@ -19,11 +19,11 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 from torch import Tensor
 
 from assay.core.errors import CheckpointError
+from assay.engines.swarm import exchange
 from assay.engines.swarm.checkpoint import arrays_to_bytes
 from assay.engines.swarm.client import Client, Order, Trained
 from assay.engines.swarm.config import SwarmConfig
 from assay.engines.swarm.crew import FIRST_LAYER
-from assay.engines.swarm.exchange import direction
 
 PATIENCE_S = 600.0
 """A client that does not answer for so long is taken to be dead."""
@@ -86,9 +86,7 @@ class Worker:
     def apply(self, packed: Mapping[int, bytes], sent_at: int, lr: float) -> None:
         """Apply a round's agreed payloads, after every check."""
         client = self._alive()
-        along = direction(self.config, client.stored, packed, sent_at)
-        if along is not None:
-            client.apply(along, lr)
+        exchange.apply(self.config, [client.theta], client.stored, packed, sent_at, lr)
 
     def part(self, stored: int) -> np.ndarray:
         """Parameters for a client that stores a tier."""

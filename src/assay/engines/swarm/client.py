@@ -104,10 +104,6 @@ class Client:
         sent = self.distro.step(self.gradient, lr, self._places(order))
         return Trained(write(config, self.number, step, sent), *trained)
 
-    def apply(self, direction: Tensor, lr: float) -> None:
-        """Step along a direction, which `exchange.direction` made of a round's payloads."""
-        self.theta.sub_(direction, alpha=lr)
-
     def held_out_loss(self, text_BT: Tensor, step: int) -> float:
         """Mean cross-entropy in nats of every predicted token, of its own tier."""
         scaling, shape = self.scaling(step), self.config.shape

@@ -3,7 +3,8 @@
 A tensor [rows, columns] is cut into chunks of a x b, where a and b are the largest divisors of rows
 and columns that are at most `chunk`. Each chunk is transformed by the orthonormal DCT-II on both
 sides, and its k largest coefficients by magnitude are kept (Peng, Quesnelle, Kingma 2024, DeMo,
-§3; specs/swarm.md §2). Tensors of equal shape are transformed together.
+§3; specs/swarm.md §2). Tensors of equal shape are transformed together. What is in float32, and in
+chunks that it takes, `fused` computes; all else, and everything where it was not built, torch does.
 
 Suffixes, this file: N = tensors of a stack, R and C = chunks along rows and columns, a and b =
 sides of a chunk, K = kept coefficients, G = chunks of a whole stack (N R C).
@@ -16,6 +17,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from assay.engines.swarm import fused
 from assay.engines.swarm.config import divisor
 
 DENSE_ABOVE = 96
@@ -77,8 +79,10 @@ def encode(stack_NRaCb: Tensor, cut: Grid) -> tuple[Tensor, Tensor]:
 
     Returns:
         idx_GK: Places in the chunk (row of the chunk times b, plus column), int64; by magnitude.
-        val_GK: Their coefficients. An all-zero chunk has values 0.
+        val_GK: Their coefficients. An all-zero chunk has its first places, and values 0.
     """
+    if fused.computes(stack_NRaCb, cuts=(cut,)):
+        return fused.encode(stack_NRaCb, cut)
     rows = stack_NRaCb.reshape(-1, cut.a, cut.columns)
     # Rows of chunks that hold nothing but zeros need no transform: most of an embedding table.
     live = rows.flatten(1).abs().amax(dim=1).nonzero()[:, 0]
@@ -139,7 +143,14 @@ def decode(idx_GK: Tensor, val_GK: Tensor, cut: Grid) -> Tensor:
     """The stack [count, rows, columns] that coefficients stand for; equal places add up.
 
     Chunks whose values are all 0 cost nothing.
+
+    Raises:
+        DataError: A place is outside of its chunk.
     """
+    if fused.computes(val_GK, cuts=(cut,)):
+        stack = torch.empty(cut.count, cut.rows, cut.columns)
+        fused.combine([fused.Part(idx_GK.contiguous(), val_GK, cut)], fused.Way(), [stack])
+        return stack
     height, width = cut.rows // cut.a, cut.columns // cut.b
     out = val_GK.new_zeros(cut.chunks, cut.a, cut.b)
     live = (val_GK != 0).any(dim=1).nonzero()[:, 0]

@@ -6,9 +6,9 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
+from assay.engines.swarm import exchange
 from assay.engines.swarm.client import Client, Order, Trained
 from assay.engines.swarm.config import SwarmConfig
-from assay.engines.swarm.exchange import direction
 
 FIRST_LAYER = ("gate", "up", "down")
 
@@ -96,13 +96,10 @@ class LocalCrew:
         return {number: self.clients[number].train(order) for number, order in orders.items()}
 
     def apply(self, packed: Mapping[int, bytes], sent_at: int, lr: float) -> None:
-        """Clients that store one tier share the direction."""
-        found: dict[int, Tensor | None] = {}
-        for client in self.clients.values():
-            if client.stored not in found:
-                found[client.stored] = direction(self.config, client.stored, packed, sent_at)
-            if (along := found[client.stored]) is not None:
-                client.apply(along, lr)
+        """Together those that store one tier."""
+        for stored in sorted({client.stored for client in self.clients.values()}):
+            thetas = [each.theta for each in self.clients.values() if each.stored == stored]
+            exchange.apply(self.config, thetas, stored, packed, sent_at, lr)
 
     def theta(self, number: int) -> Tensor:
         """A client's own row, not a copy."""

@@ -4,17 +4,18 @@ Source: Peng, Quesnelle, Kingma 2024 (DeMo); the fork's rules in specs/swarm.md 
 three ways that the engine knows; they share every function here.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from assay.engines.swarm import fused
 from assay.engines.swarm.codec import Grid, decode, encode, encode_at, grid
-from assay.engines.swarm.config import Apply, Cut, Mode, Shape
-from assay.engines.swarm.matformer import HELPERS, Group, Layout, helper_places, layout
+from assay.engines.swarm.config import Cut, Mode, Shape
+from assay.engines.swarm.matformer import Layout, layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +69,9 @@ class Peer:
     neurons_LN: Tensor | None = None
 
     @property
-    def helpers(self) -> int:
-        """Helper neurons of a block."""
-        return 0 if self.neurons_LN is None else self.neurons_LN.shape[1]
+    def kind(self) -> tuple[int, int]:
+        """Tier, and helper neurons of a block: clients of one kind send the same shapes."""
+        return self.tier, 0 if self.neurons_LN is None else self.neurons_LN.shape[1]
 
 
 @lru_cache(maxsize=64)
@@ -105,6 +106,8 @@ class Distro:
         """Where the gradient is taken: theta itself, or a step along the untransmitted update."""
         if not self.rule.lookahead or lr_before == 0:
             return theta
+        if fused.computes(theta, self.delta):
+            return fused.signed_step(theta, self.delta, lr_before)
         return torch.add(theta, self.delta.sign(), alpha=-lr_before)
 
     def step(
@@ -120,19 +123,36 @@ class Distro:
         Returns:
             Unquantised coefficients of every group.
         """
-        self.settle()
-        self.delta.mul_(self.decay).add_(gradient, alpha=lr)
-        stacks = [group.view(self.delta) for group in self.plan.groups]
-        if places is None:
-            sent = [Sent(*encode(each, cut)) for each, cut in zip(stacks, self.cuts, strict=True)]
-        else:
-            sent = [
-                Sent(idx, encode_at(each, idx, cut))
-                for each, idx, cut in zip(stacks, places, self.cuts, strict=True)
-            ]
-        self.own = sent
-        if self.rule.at_once:
-            self.settle()
+        own: Sequence[Sent | None] = self.own or [None] * len(self.cuts)
+        where: Sequence[Tensor | None] = places or [None] * len(self.cuts)
+        sent = [
+            self._advance(group.view(self.delta), group.view(gradient), lr, cut, mine, at)
+            for group, cut, mine, at in zip(self.plan.groups, self.cuts, own, where, strict=True)
+        ]
+        self.own = None if self.rule.at_once else sent
+        return sent
+
+    def _advance(
+        self,
+        delta: Tensor,
+        gradient: Tensor,
+        lr: float,
+        cut: Grid,
+        own: Sent | None,
+        at: Tensor | None,
+    ) -> Sent:
+        """The same for one stack: forget, decay, add, choose (or take what is at given places)."""
+        at_once = self.rule.at_once
+        if at is None and fused.computes(delta, gradient, cuts=(cut,)):
+            pair = None if own is None else (own.idx, own.val)
+            kept = fused.step(delta, gradient, pair, cut, decay=self.decay, lr=lr, at_once=at_once)
+            return Sent(*kept)
+        if own is not None:
+            delta.sub_(decode(own.idx, own.val, cut))
+        delta.mul_(self.decay).add_(gradient, alpha=lr)
+        sent = Sent(*encode(delta, cut)) if at is None else Sent(at, encode_at(delta, at, cut))
+        if at_once:
+            delta.sub_(decode(sent.idx, sent.val, cut))
         return sent
 
     def settle(self) -> None:
@@ -151,85 +171,3 @@ class Distro:
     def _take_out(self, row: Tensor, sent: Sequence[Sent]) -> None:
         for group, cut, part in zip(self.plan.groups, self.cuts, sent, strict=True):
             group.view(row).sub_(decode(part.idx, part.val, cut))
-
-
-def combined(shape: Shape, tier: int, peers: Sequence[Peer], rule: Rule, cut: Cut) -> Tensor:
-    """The update that a client of a tier applies, out of what all peers sent; a flat row.
-
-    Peers are summed tier by tier in the order given, so that every receiver adds the same numbers
-    in the same order: replicas stay equal bit for bit, and so do the common parts of two tiers.
-
-    Args:
-        shape: Of the full model.
-        tier: The tier that the receiver stores.
-        peers: What was received, in an order that all receivers share.
-        rule: How they are combined.
-        cut: Of the tensors.
-    """
-    plan, full = layout(shape, tier), layout(shape, 0)
-    out = torch.zeros(plan.size)
-    kinds = sorted({(peer.tier, peer.helpers) for peer in peers})
-    counts = rule.combine == "element"
-    for at, group in enumerate(plan.groups):
-        total = group.view(out)
-        uniform = group.sliced is None or len(kinds) <= 1
-        senders = rule.combine == "coefficient" or (rule.combine == "legacy" and uniform)
-        count = torch.zeros_like(total)
-        for kind in kinds:
-            same = [peer for peer in peers if (peer.tier, peer.helpers) == kind]
-            for decoded, live in _parts(shape, same, full.groups[at], cut, senders=senders):
-                rows, columns = (
-                    min(x, y) for x, y in zip(decoded.shape[1:], group.shape, strict=True)
-                )
-                total[:, :rows, :columns] += decoded[:, :rows, :columns]
-                if counts:
-                    count[:, :rows, :columns] += live()[:, :rows, :columns]
-        if counts:
-            total.div_(count.clamp_(min=1))
-        elif not senders and peers:
-            total.div_(len(peers))
-    return out
-
-
-def _parts(
-    shape: Shape, same: Sequence[Peer], group: Group, cut: Cut, *, senders: bool
-) -> Iterator[tuple[Tensor, Callable[[], Tensor]]]:
-    """What clients of one tier sent of a group: decoded sums, and how many sent something for each.
-
-    First that of their own neurons, then, spread over the full width, that of their helpers.
-    """
-    tier, helpers, neurons = same[0].tier, same[0].helpers, same[0].neurons_LN
-    groups, pieces = layout(shape, tier, helpers).groups, grids(shape, tier, cut, helpers)
-    for at, (theirs, piece) in enumerate(zip(groups, pieces, strict=True)):
-        if theirs.kind.removesuffix(HELPERS) != group.kind:
-            continue
-        sent = [peer.sent[at] for peer in same]
-        idx = torch.cat([each.idx for each in sent], dim=1)
-        val = torch.cat([each.val for each in sent], dim=1)
-        decoded = decode(idx, val / _senders(idx, val) if senders else val, piece)
-        if theirs.kind == group.kind or neurons is None:
-            yield decoded, partial(_contributors, sent, piece)
-        else:
-            axis, index = helper_places(group, neurons)
-            whole = decoded.new_zeros(len(group.names), *group.shape)
-            live = _contributors(sent, piece)
-            yield whole.scatter(axis, index, decoded), partial(whole.scatter, axis, index, live)
-
-
-def _senders(idx_GK: Tensor, val_GK: Tensor) -> Tensor:
-    """How many peers sent each coefficient; at least 1."""
-    same = idx_GK[:, :, None] == idx_GK[:, None, :]
-    return same.sum(dim=2).to(val_GK.dtype)
-
-
-def _contributors(sent: Sequence[Sent], cut: Grid) -> Tensor:
-    """How many peers sent something for the chunk of each element, [count, rows, columns]."""
-    live = torch.stack([(each.val != 0).any(dim=1) for each in sent]).sum(dim=0)
-    height, width = cut.rows // cut.a, cut.columns // cut.b
-    tiles = live.view(cut.count, height, 1, width, 1).float()
-    return tiles.expand(-1, -1, cut.a, -1, cut.b).reshape(cut.count, cut.rows, cut.columns)
-
-
-def applied(update: Tensor, apply: Apply) -> Tensor:
-    """The direction of the step: signs of an update, or the update itself."""
-    return update.sign() if apply == "sign" else update

@@ -82,10 +82,13 @@ def _fingerprint(config: SwarmConfig, seeds: Mapping[str, int]) -> dict[str, str
 def _environment() -> dict[str, str]:
     import torch
 
+    from assay.engines.swarm import fused
+
     return {
         "torch": torch.__version__,
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
         "mkl": "yes" if torch.backends.mkl.is_available() else "no",
+        "kernel": fused.describe(),
     }
 
 

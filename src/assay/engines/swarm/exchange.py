@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from assay.engines.swarm.codec import Grid
+from assay.engines.swarm.combine import apply_combined
 from assay.engines.swarm.config import SwarmConfig
-from assay.engines.swarm.distro import RULES, Peer, Sent, applied, combined, grids
+from assay.engines.swarm.distro import RULES, Peer, Sent, grids
 from assay.engines.swarm.matformer import chosen
 from assay.engines.swarm.payload import Head, pack, schema, unpack
 
@@ -47,19 +48,28 @@ def read(config: SwarmConfig, client: int, step: int, data: bytes) -> Peer:
     return Peer(config.tiers[client], sent, neurons(config, client, step))
 
 
-def direction(
-    config: SwarmConfig, stored: int, packed: Mapping[int, bytes], step: int
-) -> Tensor | None:
-    """Where a client that stores a tier goes, given a round's agreed payloads; None if there are none.
+def apply(
+    config: SwarmConfig,
+    thetas: Sequence[Tensor],
+    stored: int,
+    packed: Mapping[int, bytes],
+    sent_at: int,
+    lr: float,
+) -> None:
+    """Step where a round's agreed payloads lead to, in place.
 
     Args:
         config: Of the run.
-        stored: The tier that the client stores.
+        thetas: Parameters of clients that store one tier, flat rows.
+        stored: That tier.
         packed: Client → payload.
-        step: Round in which they were sent.
+        sent_at: Round in which they were sent.
+        lr: Learning rate of the round in which they are applied.
+
+    Raises:
+        PayloadError: One is not what its client could have sent; the parameters are as they were.
     """
-    peers = [read(config, client, step, data) for client, data in sorted(packed.items())]
-    if not peers:
-        return None
-    rule = RULES[config.mode]
-    return applied(combined(config.shape, stored, peers, rule, config.cut), config.apply)
+    peers = [read(config, client, sent_at, data) for client, data in sorted(packed.items())]
+    if peers:
+        rule = RULES[config.mode]
+        apply_combined(thetas, config.shape, stored, peers, rule, config.cut, config.apply, lr)

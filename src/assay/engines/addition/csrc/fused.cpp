@@ -3,28 +3,17 @@
 // A seed's batch is divided into fixed tiles; every tile has gradient buffers of its own, and they
 // are added up in order. So the result of a seed depends neither on the other seeds of a call nor
 // on the number of threads.
-#include <atomic>
 #include <memory>
 #include <new>
-#include <thread>
 #include <vector>
 
 #include "group.h"
+#include "library.h"
+#ifndef NUMBER_IS_DOUBLE
+#include "identity.h"
+#endif
 
 namespace {
-
-// Does work(item, worker) for every item; workers that do not come to be are missed by nobody.
-template <class Work>
-void spread(int count, int threads, const Work& work) {
-    std::atomic<int> next{0};
-    auto loop = [&](int worker) {
-        for (int i; (i = next.fetch_add(1)) < count;) work(i, worker);
-    };
-    std::vector<std::thread> others;
-    for (int t = 1; t < std::min(threads, count); t++) others.emplace_back(loop, t);
-    loop(0);
-    for (auto& other : others) other.join();
-}
 
 // Aligned memory that is kept between calls of one thread, for one purpose: fresh pages cost more
 // than the sums.
@@ -251,30 +240,6 @@ int assay_sizes(int32_t* out) {
 // 1 if a kernel of this shape is compiled.
 int assay_supports(const Problem* p) {
     return with_kernel<float>(*p, [](const auto&) {});
-}
-
-const char* assay_sources() { return SOURCES; }
-
-// The vector units that this file was compiled for; empty if the machine lacks one of them. Made
-// for any x86-64, as it runs before that is known.
-#if defined(__x86_64__)
-__attribute__((target("arch=x86-64")))
-#endif
-const char* assay_vector_units() {
-#if defined(__AVX2__)
-    bool here = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
-#if defined(__AVX512F__)
-    here = here && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512cd");
-    return here ? "avx512" : "";
-#else
-    return here ? "avx2" : "";
-#endif
-#else
-    return "baseline";
-#endif
 }
 #endif
 }

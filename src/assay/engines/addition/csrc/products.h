@@ -3,23 +3,7 @@
 // R rows of N features stay in registers while the matrix, one line of N numbers for each j, passes
 // by once. `line(j, d)` reads it: a weight (one number for all examples) or a vector of examples.
 #pragma once
-#include <utility>
-
 #include "simd.h"
-
-#define LAMBDA __attribute__((always_inline))
-
-// Calls step with 0 .. COUNT - 1 as constants. A loop would be unrolled too late for the arrays
-// that it indexes to become registers.
-template <class Step, int... I>
-INLINE void unroll(std::integer_sequence<int, I...>, const Step& step) {
-    (step(std::integral_constant<int, I>()), ...);
-}
-
-template <int COUNT, class Step>
-INLINE void repeat(const Step& step) {
-    unroll(std::make_integer_sequence<int, COUNT>(), step);
-}
 
 template <int R, int N, class V>
 struct Rows {
