@@ -19,6 +19,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 from torch import Tensor
 
 from assay.core.errors import CheckpointError
+from assay.engines import memory
 from assay.engines.swarm import exchange
 from assay.engines.swarm.checkpoint import arrays_to_bytes
 from assay.engines.swarm.client import Client, Order, Trained
@@ -47,6 +48,7 @@ class Worker:
 
     def __init__(self, config: SwarmConfig, number: int, disk: str | None, threads: int) -> None:
         """A client without parameters yet."""
+        memory.keep()
         torch.set_num_threads(threads)
         self.config, self.number = config, number
         self.path = None if disk is None else Path(disk) / f"client-{number:03d}.npz"

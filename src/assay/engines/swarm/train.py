@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from assay.core.engine import RunContext
+from assay.engines import memory
 from assay.engines.swarm import checkpoint
 from assay.engines.swarm.config import SwarmConfig
 from assay.engines.swarm.crew import Crew
@@ -38,6 +39,7 @@ def train_one(
         crew: Where the clients are; None is this process.
         watch: Told after every round.
     """
+    memory.keep()
     session = begin(config, context, crew)
     found = context.load_checkpoint()
     if found is not None:
