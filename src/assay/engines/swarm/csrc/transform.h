@@ -42,12 +42,14 @@ struct Side {
 
     void make(int n) {
         size = n, even = (n + 1) / 2, odd = n / 2;
-        for (int f = 0; f < n; f++)
+        for (int f = 0; f < n; f++) {
+            auto& across = f % 2 ? across_odd : across_even;
             for (int p = 0; p < n; p++) {
                 const double angle = 3.14159265358979323846 / n * f * (p + 0.5);
                 basis[f][p] = float(std::cos(angle) * std::sqrt((f ? 2.0 : 1.0) / n));
-                if (p < (f % 2 ? odd : even)) (f % 2 ? across_odd : across_even)[p][f / 2] = basis[f][p];
+                if (p < (f % 2 ? odd : even)) across[p][f / 2] = basis[f][p];
             }
+        }
     }
 };
 
