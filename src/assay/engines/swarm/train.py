@@ -54,7 +54,7 @@ def train_one(
             metrics["sync/replicas_equal"] = float(session.equal_replicas())
         metrics["sync/members"] = float(len(session.state.members))
         context.log(metrics, step=step)
-        _store(session, context, step)
+        store(session, context, step)
         if watch is not None:
             watch(session)
         now = time.monotonic()
@@ -100,7 +100,7 @@ def _finish(session: Session, context: RunContext, seconds: float) -> None:
     context.spent(rounds=session.state.step)
 
 
-def _store(session: Session, context: RunContext, step: int) -> None:
+def store(session: Session, context: RunContext, step: int) -> None:
     """Keep what the configuration asks for, as artifacts of this round."""
     config = session.config
     if not config.store or (config.store_steps and step > config.store_steps):
