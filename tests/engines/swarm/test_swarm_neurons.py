@@ -169,6 +169,32 @@ def test_without_helpers_the_small_clients_never_touch_the_suffix():
         assert torch.equal(*suffix) is not moved
 
 
+def test_a_client_that_does_not_share_its_prefix():
+    """It sends nothing of its feed-forward tensors, each client by its own flag, and keeps all of it."""
+    config = replace(
+        CONFIG, tiers=(0, 1, 1), steps=3, share_prefix=(True, False, True), store=("payloads",)
+    )
+    context = run(config)
+    for number, shares in enumerate(config.share_prefix):
+        sent = read(config, number, 3, context.saved[f"payload-00003-{number:03d}.bin"]).sent
+        plan = layout(config.shape, config.tiers[number])
+        for group, part in zip(plan.groups, sent, strict=True):
+            live = bool((part.val != 0).any())
+            assert live is (shares or group.kind not in ("wide", "narrow")), (number, group.kind)
+    assert context.final["sync/replicas_equal"] == 1
+    client = Client(
+        config,
+        1,
+        initial(config.shape, torch.Generator().manual_seed(0))[: layout(config.shape, 1).size],
+    )
+    for step in (1, 2):
+        client.train(Order(step, TEXT))
+    wide = client.plan.of_kind("wide")
+    rate = config.lr_at(2)
+    kept = wide.view(client.distro.delta) - rate * wide.view(client.gradient)
+    assert kept.abs().sum() > 0
+
+
 @pytest.mark.parametrize("what", ["tier_gates", "gate_learned"])
 def test_learnable_gates(what):
     """They begin at 1, learn, each tier its own, and stay equal in all replicas."""
@@ -241,6 +267,7 @@ def test_aligned_chunks():
         ({"support": "leader", "helper_fractions": (0.5,)}, "no helper neurons"),
         ({"gate_learned": True}, "suffix_gate"),
         ({"helper_interval": 0}, "at least 1"),
+        ({"share_prefix": (False,), "mode": "legacy"}, "mode 'assay'"),
     ],
 )
 def test_bad_settings(change, message):

@@ -12,7 +12,14 @@ from assay.engines.swarm.config import SwarmConfig
 from assay.engines.swarm.distill import Targets, beta_at, distillation_loss, mixed, targets
 from assay.engines.swarm.distro import RULES, Distro, Sent
 from assay.engines.swarm.exchange import cuts, neurons, read, write
-from assay.engines.swarm.matformer import HELPERS, active, layout, put_helpers, slice_tier
+from assay.engines.swarm.matformer import (
+    FEED_FORWARD,
+    HELPERS,
+    active,
+    layout,
+    put_helpers,
+    slice_tier,
+)
 from assay.engines.swarm.model import Scaling, cross_entropy, logits, loss
 
 
@@ -76,7 +83,8 @@ class Client:
             )
         else:
             rule = RULES[config.mode]
-            self.distro = Distro(self.plan, cuts(config, number), rule, config.decay)
+            silent = frozenset() if config.shares_prefix(number) else FEED_FORWARD
+            self.distro = Distro(self.plan, cuts(config, number), rule, config.decay, silent)
 
     @classmethod
     def empty(cls, config: SwarmConfig, number: int) -> "Client":

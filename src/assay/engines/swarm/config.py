@@ -137,6 +137,8 @@ class SwarmConfig:
     """The norm before it by (active / full)^p; the source's p is 0.25."""
     tier_gates: bool = False
     """A learnable factor exp(a) of each feed-forward block for each tier, a = 0 at the start."""
+    share_prefix: tuple[bool, ...] = ()
+    """Whether each client, in turn, sends updates of its feed-forward neurons; () is all."""
     helper_fractions: tuple[float, ...] = ()
     """Share of its own neurons that each client, in turn, trains besides, out of the suffix; () is
     none. Such a client stores the full model, and computes with the neurons of its turn."""
@@ -294,10 +296,11 @@ class SwarmConfig:
         """Helper neurons, and chunks that clients of several tiers share."""
         if any(not 0 <= each <= 1 for each in self.helper_fractions):
             raise ValueError(f"helper_fractions must be from 0 to 1; got {self.helper_fractions}")
-        if any(self.helper_fractions) and self.mode != "assay":
+        apart = any(self.helper_fractions) or not all(self.share_prefix)
+        if apart and self.mode != "assay":
             raise ValueError(
-                f"helper_fractions need mode 'assay', whose receivers put each neuron where it belongs; "
-                f"got {self.mode!r}"
+                "helper_fractions and share_prefix need mode 'assay', whose receivers count the senders of "
+                f"each element; got {self.mode!r}"
             )
         for client, tier in enumerate(self.tiers):
             suffix = self.shape.ffn - self.shape.width(tier)
@@ -314,6 +317,10 @@ class SwarmConfig:
             )
         if self.gate_learned and self.suffix_gate == "off":
             raise ValueError("gate_learned needs a suffix_gate: 'linear' or 'cosine'")
+
+    def shares_prefix(self, client: int) -> bool:
+        """Whether a client sends updates of its feed-forward neurons."""
+        return not self.share_prefix or self.share_prefix[client % len(self.share_prefix)]
 
     def helpers(self, client: int) -> int:
         """Helper neurons that a client trains in each block: a share of its own; none in tier 0."""

@@ -96,9 +96,17 @@ class Distro:
         own: What the client sent last, unquantised, and has not yet forgotten.
     """
 
-    def __init__(self, plan: Layout, cuts: Sequence[Grid], rule: Rule, decay: float) -> None:
-        """For one tier."""
+    def __init__(
+        self,
+        plan: Layout,
+        cuts: Sequence[Grid],
+        rule: Rule,
+        decay: float,
+        silent: frozenset[str] = frozenset(),
+    ) -> None:
+        """For one tier; nothing is sent of the silent kinds of tensors."""
         self.plan, self.cuts, self.rule, self.decay = plan, tuple(cuts), rule, decay
+        self.silent = silent
         self.delta = torch.zeros(plan.size)
         self.own: list[Sent] | None = None
 
@@ -126,11 +134,19 @@ class Distro:
         own: Sequence[Sent | None] = self.own or [None] * len(self.cuts)
         where: Sequence[Tensor | None] = places or [None] * len(self.cuts)
         sent = [
-            self._advance(group.view(self.delta), group.view(gradient), lr, cut, mine, at)
+            self._keep(group.view(self.delta), group.view(gradient), lr, cut)
+            if group.kind in self.silent
+            else self._advance(group.view(self.delta), group.view(gradient), lr, cut, mine, at)
             for group, cut, mine, at in zip(self.plan.groups, self.cuts, own, where, strict=True)
         ]
         self.own = None if self.rule.at_once else sent
         return sent
+
+    def _keep(self, delta: Tensor, gradient: Tensor, lr: float, cut: Grid) -> Sent:
+        """The same for one stack of which nothing is sent."""
+        delta.mul_(self.decay).add_(gradient, alpha=lr)
+        idx = torch.arange(cut.k).repeat(cut.chunks, 1)
+        return Sent(idx, torch.zeros(cut.chunks, cut.k))
 
     def _advance(
         self,

@@ -18,6 +18,7 @@ Kind = str
 """Tensors of one kind have one shape and lie together: embedding, attention, wide, narrow, norm, gate
 (one number each), and the helper neurons of wide and narrow."""
 HELPERS = " helpers"
+FEED_FORWARD = frozenset({"wide", "narrow", "wide helpers", "narrow helpers"})
 SUFFIX_LOGIT = 6.0
 MULTIPLIER = 6364136223846793005
 """Of the congruential generator that draws helper neurons (specs/swarm.md §1)."""
