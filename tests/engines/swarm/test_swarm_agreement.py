@@ -164,3 +164,30 @@ def test_first_layer(stored):
     found = agreement.first_layer(files, run)
     assert found["agree/first_layer_sign"] == pytest.approx(sign, abs=1e-3)
     assert found["agree/first_layer_cosine"] == pytest.approx(cosine, abs=1e-5)
+
+
+def test_applied(stored):
+    """What all apply, beside L's part of it: mean of the senders of each element, decoded apart."""
+    files, run = stored
+    whole, suffix = [], []
+    quarter = STORED.shape.width(2)
+    for clients in updates(files).values():
+        for name, large in clients[0].items():
+            total, count = np.zeros_like(large), np.zeros_like(large)
+            for each in clients.values():
+                mine = each[name]
+                total[: mine.shape[0], : mine.shape[1]] += mine
+                count[: mine.shape[0], : mine.shape[1]] += np.abs(mine).sum() > 0
+            update = total / np.maximum(count, 1)
+            whole.append((update, large))
+            kind = name.split(".")[-1]
+            if kind in ("gate", "up"):
+                suffix.append((update[quarter:], large[quarter:]))
+            if kind == "down":
+                suffix.append((update[:, quarter:], large[:, quarter:]))
+    found = agreement.applied(files, run)
+    sign, cosine = pooled(whole)
+    assert found["agree/applied_sign"] == pytest.approx(sign, abs=2e-3)
+    sign, cosine = pooled(suffix)
+    assert found["agree/applied_suffix_sign"] == pytest.approx(sign, abs=2e-3)
+    assert found["agree/applied_suffix_cosine"] == pytest.approx(cosine, abs=0.05)

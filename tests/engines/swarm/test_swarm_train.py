@@ -1,13 +1,16 @@
 """Runs of the swarm: replicas, resume, seeds, and what is exchanged."""
 
+import io
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from assay.engines.swarm.client import Client
 from assay.engines.swarm.config import MODELS, Shape, SwarmConfig
 from assay.engines.swarm.data import Text, assignment, corpus
+from assay.engines.swarm.export import from_bytes
 from assay.engines.swarm.matformer import initial, layout, slice_tier, tier_of
 from assay.engines.swarm.model import Scaling, logits, loss
 from assay.engines.swarm.train import train
@@ -194,6 +197,23 @@ def test_training_learns():
     start, end = run(replace(config, steps=1)).final, run(config).final
     for tier in (0, 1):
         assert end[f"test/loss_nats_tier{tier}"] < start[f"test/loss_nats_tier{tier}"] - 0.5
+
+
+@pytest.mark.parametrize("apply", ["sign", "raw"])
+def test_stored_updates_are_what_was_applied(apply):
+    """The full model's way from the start to the end is the sum of the stored updates times the rates."""
+    config = replace(CONFIG, apply=apply, store=("updates", "model"))
+    context = run(config)
+    shape = config.shape
+    theta = initial(shape, torch.Generator().manual_seed(1))
+    end = from_bytes(context.saved["model.safetensors"], shape, 0)
+    rounds = sorted(int(name[7:12]) for name in context.saved if name.startswith("update"))
+    assert rounds == list(range(1, 8))
+    for sent_at in rounds:
+        with np.load(io.BytesIO(context.saved[f"update-{sent_at:05d}.npz"])) as arrays:
+            for name, view in layout(shape, 0).views(theta).items():
+                view -= config.lr_at(sent_at + 2) * torch.from_numpy(arrays[name]).float()
+    torch.testing.assert_close(theta, end, rtol=0, atol=1e-6)
 
 
 def test_seeds_are_what_a_run_depends_on():

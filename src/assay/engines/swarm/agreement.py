@@ -21,8 +21,9 @@ from torch import Tensor
 from assay.core.config import build
 from assay.core.errors import DataError
 from assay.engines.swarm.codec import Grid, decode
+from assay.engines.swarm.combine import combined
 from assay.engines.swarm.config import SwarmConfig
-from assay.engines.swarm.distro import Sent, grids
+from assay.engines.swarm.distro import RULES, Peer, Sent, grids
 from assay.engines.swarm.exchange import read
 from assay.engines.swarm.matformer import Group, layout
 
@@ -72,10 +73,11 @@ class Pooled:
 
 @dataclass(frozen=True)
 class _Round:
-    """What the clients sent in a round: L's coefficients and those of the smaller clients."""
+    """What the clients sent in a round: L's coefficients, those of the smaller clients, and all."""
 
     large: Sequence[Sent]
     small: Sequence[tuple[int, Sequence[Sent]]]
+    all: Sequence[Peer]
 
 
 def encoded(artifacts: Mapping[str, Path], run: Mapping[str, Any]) -> dict[str, float]:
@@ -153,6 +155,34 @@ def raw(artifacts: Mapping[str, Path], run: Mapping[str, Any]) -> dict[str, floa
         for name, (rows_, columns) in most.items():
             pooled.add(total[name][:rows_, :columns], mine[name][:rows_, :columns])
     return pooled.values("raw")
+
+
+def applied(artifacts: Mapping[str, Path], run: Mapping[str, Any]) -> dict[str, float]:
+    """The update that all apply, beside L's: signs and cosines of decoded tensors.
+
+    L is one of the senders, so that this is more than its agreement with the others; and of the
+    neurons that only L has, the update is L's.
+    """
+    config = _config(run)
+    parts = {name: Pooled() for name in ("rest", "prefix", "suffix")}
+    for sent in _rounds(artifacts, config):
+        rule = RULES[config.mode]
+        update = combined(config.shape, 0, sent.all, rule, config.cut)
+        narrowest = max(tier for tier, _ in sent.small)
+        width = config.shape.width(narrowest)
+        for at, (group, cut) in enumerate(_plan(config, 0)):
+            ours = group.view(update)
+            large = decode(sent.large[at].idx, sent.large[at].val, cut)
+            if group.sliced is None:
+                parts["rest"].add(ours, large)
+                continue
+            axis = 1 + group.sliced
+            behind = config.shape.ffn - width
+            for name, start, length in (("prefix", 0, width), ("suffix", width, behind)):
+                piece = (each.narrow(axis, start, length) for each in (ours, large))
+                parts[name].add(*piece)
+    whole = sum(parts.values(), Pooled()).values("applied")
+    return whole | parts["prefix"].values("applied_mlp") | parts["suffix"].values("applied_suffix")
 
 
 def first_layer(artifacts: Mapping[str, Path], run: Mapping[str, Any]) -> dict[str, float]:
@@ -234,15 +264,13 @@ def _rounds(artifacts: Mapping[str, Path], config: SwarmConfig) -> Iterator[_Rou
     """The stored payloads, round by round."""
     for step, rows in sorted(_grouped(artifacts, PAYLOAD).items()):
         large, small = _sides(rows, config)
+        peers = {n: read(config, n, step, path.read_bytes()) for n, path in sorted(rows.items())}
+        # Of helper neurons, which come last, no analysis but `applied` speaks.
         yield _Round(
-            _read(rows[large], large, step, config),
-            [(config.tiers[n], _read(rows[n], n, step, config)) for n in small],
+            peers[large].sent,
+            [(config.tiers[n], peers[n].sent) for n in small],
+            list(peers.values()),
         )
-
-
-def _read(path: Path, client: int, step: int, config: SwarmConfig) -> Sequence[Sent]:
-    """A stored payload; of helper neurons, which come last, no analysis speaks."""
-    return read(config, client, step, path.read_bytes()).sent
 
 
 def _grouped(artifacts: Mapping[str, Path], pattern: re.Pattern[str]) -> dict[int, dict[int, Path]]:

@@ -190,9 +190,10 @@ class SwarmConfig:
     """Probability that a client dies in an epoch; it joins again with the next one."""
     compute_s: tuple[float, ...] = ()
     """Simulated seconds that each client needs for a gradient, in turn; () is 1 for all."""
-    store: tuple[Literal["payloads", "gradients", "model"], ...] = ()
+    store: tuple[Literal["payloads", "gradients", "updates", "model"], ...] = ()
     """What is kept for analysis, each round up to `store_steps`: transmitted payloads, raw
-    gradients of the first layer's feed-forward block; and at the end the full model."""
+    gradients of the first layer's feed-forward block, the update that was applied to the full
+    model; and at the end the full model."""
     store_steps: int = 0
     """Rounds that are kept; 0 is all."""
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from assay.engines.swarm.codec import Grid
-from assay.engines.swarm.combine import apply_combined
+from assay.engines.swarm.combine import apply_combined, combined
 from assay.engines.swarm.config import SwarmConfig
 from assay.engines.swarm.distro import RULES, Peer, Sent, grids
 from assay.engines.swarm.matformer import chosen
@@ -46,6 +46,19 @@ def read(config: SwarmConfig, client: int, step: int, data: bytes) -> Peer:
     """
     sent = unpack(data, head(config, client, step), cuts(config, client))
     return Peer(config.tiers[client], sent, neurons(config, client, step))
+
+
+def update(config: SwarmConfig, packed: Mapping[int, bytes], sent_at: int) -> Tensor:
+    """What a round's agreed payloads make of the full model, before the learning rate; a flat row.
+
+    Args:
+        config: Of the run.
+        packed: Client → payload.
+        sent_at: Round in which they were sent.
+    """
+    peers = [read(config, client, sent_at, data) for client, data in sorted(packed.items())]
+    made = combined(config.shape, 0, peers, RULES[config.mode], config.cut)
+    return made.sign() if config.apply == "sign" else made
 
 
 def apply(

@@ -47,6 +47,7 @@ class Session:
         full: The full model as of the last cool-down, for joiners that no peer can serve.
         doomed: Member → round in which it dies.
         sent: Payloads of the last round.
+        applied: Round → payloads of the updates that were applied in the last round.
         sent_bytes: Of all payloads so far, each counted once.
         payloads: How many.
         done: Client → its rounds, bytes sent and received, and deaths.
@@ -64,6 +65,7 @@ class Session:
     waiting: dict[int, dict[int, bytes]] = field(default_factory=dict)
     doomed: dict[int, int] = field(default_factory=dict)
     sent: dict[int, bytes] = field(default_factory=dict)
+    applied: dict[int, dict[int, bytes]] = field(default_factory=dict)
     sent_bytes: int = 0
     payloads: int = 0
     done: dict[int, Counter[str]] = field(default_factory=dict)
@@ -100,7 +102,7 @@ class Session:
         """One round of all members; its metrics."""
         if self.state.phase is not Phase.TRAIN:
             self._assemble()
-        step = self.state.step + 1
+        step, self.applied = self.state.step + 1, {}
         rule = RULES[self.config.mode] if self.exchanges else None
         if rule and rule.delay and step - rule.delay in self.waiting:
             self._apply(step - rule.delay, step)
@@ -287,7 +289,9 @@ class Session:
 
     def _apply(self, sent_at: int, step: int) -> None:
         """Every living client applies the agreed payloads of a round; those of a tier as one update."""
-        self.crew.apply(self.waiting.pop(sent_at), sent_at, self.config.lr_at(step))
+        packed = self.waiting.pop(sent_at)
+        self.applied[sent_at] = packed
+        self.crew.apply(packed, sent_at, self.config.lr_at(step))
 
     def equal_replicas(self) -> bool:
         """Whether all clients of a tier hold the same parameters, bit for bit."""

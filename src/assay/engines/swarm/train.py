@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 
 from assay.core.engine import RunContext
@@ -10,8 +11,9 @@ from assay.engines import memory
 from assay.engines.swarm import checkpoint
 from assay.engines.swarm.config import SwarmConfig
 from assay.engines.swarm.crew import Crew
+from assay.engines.swarm.exchange import update
 from assay.engines.swarm.export import to_bytes
-from assay.engines.swarm.matformer import parameters
+from assay.engines.swarm.matformer import layout, parameters
 from assay.engines.swarm.payload import dense_bytes
 from assay.engines.swarm.session import Session, begin
 
@@ -112,3 +114,9 @@ def store(session: Session, context: RunContext, step: int) -> None:
         for number in session.crew.living():
             content = checkpoint.arrays_to_bytes(session.crew.gradients(number) or {})
             context.save(f"gradient-{step:05d}-{number:03d}.npz", content)
+    for sent_at, packed in session.applied.items() if "updates" in config.store else ():
+        views = layout(config.shape, 0).views(update(config, packed, sent_at))
+        # Signs take a byte each; a raw update keeps its numbers.
+        kind = np.int8 if config.apply == "sign" else np.float32
+        arrays = {name: view.numpy().astype(kind) for name, view in views.items()}
+        context.save(f"update-{sent_at:05d}.npz", checkpoint.arrays_to_bytes(arrays))
