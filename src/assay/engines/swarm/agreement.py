@@ -20,6 +20,7 @@ from torch import Tensor
 
 from assay.core.config import build
 from assay.core.errors import DataError
+from assay.engines import memory
 from assay.engines.swarm.codec import Grid, decode
 from assay.engines.swarm.combine import combined
 from assay.engines.swarm.config import SwarmConfig
@@ -28,6 +29,7 @@ from assay.engines.swarm.exchange import read
 from assay.engines.swarm.matformer import Group, layout
 
 PAYLOAD = re.compile(r"payload-(\d{5,})-(\d{3})\.bin")
+BLOCK = 2**17
 GRADIENT = re.compile(r"gradient-(\d{5,})-(\d{3})\.npz")
 
 
@@ -46,18 +48,23 @@ class Pooled:
 
     def add(self, small: Tensor, large: Tensor) -> None:
         """Take in two tensors of one shape."""
-        a, b = small.flatten(), large.flatten()
-        both = (a != 0) & (b != 0)
+        # Block by block, so that what is computed of one stays in the cache.
+        for a, b in zip(small.flatten().split(BLOCK), large.flatten().split(BLOCK), strict=True):
+            self._add(a, b)
+
+    def _add(self, a: Tensor, b: Tensor) -> None:
+        there, other = a != 0, b != 0
+        both = there & other
         same = a.sign() == b.sign()
-        self.equal += float(same.sum())
+        self.equal += int(same.sum())
         self.total += a.numel()
-        # Row by row in float64: float32 sums of 10^7 terms would lose digits.
+        # In float64: float32 sums of 10^7 terms would lose digits.
         self.dot += float((a * b).sum(dtype=torch.float64))
         self.small += float((a * a).sum(dtype=torch.float64))
         self.large += float((b * b).sum(dtype=torch.float64))
-        self.both_equal += float((same & both).sum())
-        self.both += float(both.sum())
-        self.either += float(((a != 0) | (b != 0)).sum())
+        self.both_equal += int((same & both).sum())
+        self.both += int(both.sum())
+        self.either += int((there | other).sum())
 
     def __add__(self, other: "Pooled") -> "Pooled":
         return Pooled(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -262,6 +269,7 @@ def _cut_to(chunks: Tensor, cut: Grid, other: Grid) -> Tensor:
 
 def _rounds(artifacts: Mapping[str, Path], config: SwarmConfig) -> Iterator[_Round]:
     """The stored payloads, round by round."""
+    memory.keep()
     for step, rows in sorted(_grouped(artifacts, PAYLOAD).items()):
         large, small = _sides(rows, config)
         peers = {n: read(config, n, step, path.read_bytes()) for n, path in sorted(rows.items())}
