@@ -9,6 +9,11 @@ import time
 import pytest
 from project import ASSAY, Project, wait_for
 
+from assay.engines.swarm.data import Text, corpus
+from assay.engines.swarm.export import read_tier
+from assay.engines.swarm.matformer import layout
+from assay.engines.swarm.model import loss
+
 SMALL = ("--model", "tiny", "--set", "seq_len=16", "batch=4", "eval_sequences=4", "chunk=16")
 
 
@@ -32,6 +37,28 @@ def test_local_agreement_and_export(project):
     assert (project.root / "tiers" / "tier1" / "model.safetensors").is_file()
     assert "finished run" in project.refused("swarm", "local", "out", "--clients", "0,1,1", "--steps", "6", *SMALL,
                                              'store=["payloads"]', "loss=0.2", "latency_ms=[50,150]")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [(), ("width_power=0.5",), ("tier_gates=true",), ("suffix_gate=linear", "gate_warmup=40", "gate_learned=true")],
+)  # fmt: skip
+def test_an_exported_tier_is_what_was_measured(project, settings):
+    """Its loss on the test text is the run's, gates and factors included; a run can begin from it."""
+    small = ("--model", "tiny", "--set", "seq_len=16", "batch=4", "eval_sequences=4", "lr=0.01")
+    project("swarm", "local", "out", "--clients", "0,1,1", "--steps", "20", *small, *settings)
+    project("swarm", "export-tiers", "out", "tiers", "--tiers", "0,1")
+    final, text = values(project, "out"), Text(corpus("python", None), 16).test(4)
+    for tier in (0, 1):
+        loaded = read_tier(project.root / "tiers", tier, "sliced")
+        views = layout(loaded.shape, tier).views(loaded.theta)
+        found = float(loss(views, loaded.shape, text, loaded.scaling))
+        assert found == pytest.approx(final[f"test/loss_nats_tier{tier}"], abs=1e-5)
+    project("swarm", "local", "more", "--clients", "0,1,1", "--steps", "1", "--begin-from", "tiers", *small, *settings,
+            "warmup_steps=100")  # fmt: skip
+    assert values(project, "more")["test/loss_nats_tier0"] == pytest.approx(
+        final["test/loss_nats_tier0"], abs=0.05
+    )
 
 
 def test_an_interrupted_run_goes_on(project):
@@ -108,7 +135,7 @@ def test_clients_that_join(project):
         "--clients",
         "0,0,1,1",
         "--steps",
-        "60",
+        "300",
         *SMALL,
         "epoch_rounds=5",
         "checkpoint_interval=10",
@@ -130,7 +157,7 @@ def test_clients_that_join(project):
     assert found["faults/kills"] >= 1
     assert found["faults/rejoins"] >= 1
     assert found["sync/replicas_equal"] == 1
-    assert found["spent/rounds"] == 60
+    assert found["spent/rounds"] == 300
 
 
 def test_nobody_to_join(project):
@@ -151,11 +178,44 @@ def test_nobody_to_join(project):
         (("--set", "los=0.1"), "los"),
         (("--set", "corpus=tinyshakespeare"), "ASSAY_DATA"),
         (("--model", "huge"), "nanogpt-34m"),
+        (("--set", "mode=legcy"), "It takes assay, legacy"),
+        (("--set", "store=payloads"), "store"),
+        (("--set", "tiers=[0]"), "--clients"),
+        (("--seed", "-1"), "--seed"),
+        (("--threads", "0"), "--threads"),
+        (("--begin-from", "nowhere"), "manifest"),
     ],
 )
 def test_mistakes(project, arguments, message):
     """One paragraph with the way out; nothing is left behind that looks like a run."""
     assert message in project.refused("swarm", "local", "out", "--steps", "2", *arguments)
+
+
+def test_folders_that_cannot_be_gone_on_with(project):
+    """A file, another run's folder, and one that is damaged: told with the way out."""
+    run = ("--clients", "0,1,1", "--steps", "2", *SMALL)
+    (project.root / "file").write_text("x")
+    assert "it is a file" in project.refused("swarm", "local", "file", *run)
+    project("swarm", "local", "out", *run)
+    (project.root / "out" / "summary.json").unlink()
+    assert "steps: 2 → 3" in project.refused(
+        "swarm", "local", "out", "--clients", "0,1,1", "--steps", "3", *SMALL
+    )
+    (project.root / "out" / "config.json").write_text('{"config"')
+    assert "new folder" in project.refused("swarm", "local", "out", *run)
+    project("swarm", "local", "adamw", *run, "mode=local-adamw")
+    assert "no common model" in project.refused("swarm", "export-tiers", "adamw", "t")
+    project("swarm", "local", "plain", *run)
+    assert "from 0 to" in project.refused("swarm", "export-tiers", "plain", "t", "--tiers", "0,9")
+    assert not (project.root / "t").exists()
+
+
+def test_settings_are_listed(project):
+    """Every setting and metric with what it says."""
+    out = project("swarm", "settings").stdout
+    assert "helper_fractions = []" in out
+    assert "sync/taught_bytes" in out
+    assert "\n    \n" not in out
 
 
 def test_folders_that_are_no_runs(project):

@@ -1,7 +1,11 @@
 """`--set name=value`, as every engine's own command takes it."""
 
+import ast
+import inspect
 import json
 from collections.abc import Sequence
+from dataclasses import fields
+from itertools import pairwise
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -29,3 +33,16 @@ def assigned(settings: Sequence[str], example: str) -> dict[str, Any]:
         except ValueError:
             values[name] = text
     return values
+
+
+def described(config: type) -> list[tuple[str, Any, str]]:
+    """Name, default and docstring of every field of a configuration dataclass."""
+    body = ast.parse(inspect.getsource(config)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    says: dict[str, str] = {}
+    for field, after in pairwise(body.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            text = after.value if isinstance(after, ast.Expr) else None
+            if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                says[field.target.id] = " ".join(text.value.split())
+    return [(each.name, each.default, says.get(each.name, "")) for each in fields(config)]

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, validators
 
 from assay.cli.common import Output, print_json
-from assay.cli.options import SetOption, assigned
+from assay.cli.options import SetOption, assigned, described
 from assay.cli.swarm_cluster import (
     cluster,
     open_desk,
@@ -27,11 +27,13 @@ from assay.cli.swarm_cluster import (
 )
 from assay.cli.swarm_files import LocalContext
 from assay.core.config import build, to_plain
-from assay.core.errors import ConfigError, StoreError
+from assay.core.errors import ConfigError, DataError, StoreError
 from assay.core.settings import Settings
-from assay.engines.swarm.config import MODELS, SwarmConfig
+from assay.engines.swarm.config import SwarmConfig
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from assay.engines.swarm.crew import Crew
     from assay.engines.swarm.session import Session
 
@@ -51,8 +53,10 @@ class What:
     """Rounds."""
     model: str = "small"
     """nanogpt-34m, small or tiny."""
-    seed: int = 0
+    seed: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 0
     """Of initialisation, data and faults."""
+    begin_from: Path | None = None
+    """Folder of `export-tiers` whose full model the run begins from, instead of a drawn one."""
     set_: SetOption = None
     """Further settings as name=value, as in a study's [config]; values are JSON."""
 
@@ -64,11 +68,31 @@ class What:
             "steps": self.steps,
             "model": self.model,
         }
-        values |= assigned(self.set_ or [], "loss=0.2")
-        values["store"] = sorted({*values.get("store", ()), "model"})
+        others = assigned(self.set_ or [], "loss=0.2")
+        for name, option in (("tiers", "--clients"), ("steps", "--steps"), ("model", "--model")):
+            if name in others:
+                raise ConfigError(f"--set {name}: give it as {option}.")
+        values |= others
+        store = values.get("store", [])
+        values["store"] = sorted({*store, "model"}) if isinstance(store, list) else store
         if "batch" not in values:
             values["batch"] = max(32, len(values["tiers"]))
         return build(SwarmConfig, values, where="--set")
+
+    @property
+    def start(self) -> "Tensor | None":
+        """The full model to begin from, if one is given: of the same schema."""
+        if self.begin_from is None:
+            return None
+        from assay.engines.swarm.export import read_tier, schema_hash
+
+        loaded, wanted = read_tier(self.begin_from, 0), self.config.shape
+        if schema_hash(loaded.shape) != schema_hash(wanted):
+            raise ConfigError(
+                f"--begin-from needs a model of the run's schema; {self.begin_from} holds {loaded.shape}, "
+                f"the run's is {wanted}. Give its --model and gates."
+            )
+        return loaded.theta
 
 
 @Parameter(name="*")
@@ -82,7 +106,7 @@ class Where:
     """Of a Ray cluster; by default one of this machine is started for the run."""
     cpus: float | None = None
     """CPUs of the cluster for each actor. Default: 1; on this machine an equal share."""
-    threads: int | None = None
+    threads: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None
     """CPU threads; of each client, if they are actors. Default: the cores there are; 1 for actors."""
 
 
@@ -107,17 +131,19 @@ def local(
         where: Where the clients are.
         quiet: No progress lines.
     """
-    config, where = (what or What()).config, where or Where()
-    seed = (what or What()).seed
+    what, where = what or What(), where or Where()
+    config, start = what.config, what.start
     if where.on == "process":
         threads = where.threads or os.cpu_count() or 1
-        _run(config, _context(config, out, seed, threads, quiet=quiet))
+        _run(config, _context(what, out, threads, quiet=quiet), start)
         return
     threads = where.threads or 1
-    context = _context(config, out, seed, threads, quiet=quiet)
+    context = _context(what, out, threads, quiet=quiet)
     with cluster(where.address):
-        crew = own_actors(config, out, address=where.address, cpus=where.cpus, threads=threads)
-        _run(config, context, crew)
+        crew = own_actors(
+            config, out, context.identity, address=where.address, cpus=where.cpus, threads=threads
+        )
+        _run(config, context, start, crew)
 
 
 @app.command
@@ -141,15 +167,17 @@ def serve(
         wait: Seconds to wait for clients.
         quiet: No progress lines.
     """
-    config, seed = (what or What()).config, (what or What()).seed
-    context = _context(config, out, seed, 1, quiet=quiet)
+    what = what or What()
+    config, start = what.config, what.start
+    context = _context(what, out, 1, quiet=quiet)
     with cluster(address) as ray:
-        desk = open_desk(ray, config)
+        desk = open_desk(ray, config, context.identity)
         if not quiet:
             here = ray.get_runtime_context().gcs_address
             line = f"RAY_AUTH_MODE=token assay swarm join --address {here}"
             say(f"{len(config.tiers)} seats; take one with `{line}`")
-        _run(config, context, seated(config, desk, wait), reporting(desk, _watcher(quiet=quiet)))
+        watch = reporting(desk, _watcher(quiet=quiet))
+        _run(config, context, start, seated(config, desk, wait), watch)
 
 
 @app.command
@@ -158,7 +186,7 @@ def join(
     address: str = "auto",
     tier: int | None = None,
     disk: Path | None = None,
-    cpus: float = 1.0,
+    cpus: float = 0.0,
     threads: int = 1,
 ) -> None:
     """Take a seat in a run that `assay swarm serve` coordinates, until it is over.
@@ -167,7 +195,7 @@ def join(
         address: Of the Ray cluster; "auto" is the one that this machine is part of.
         tier: Of the seat. Default: the first that is free.
         disk: Folder for what the client has not sent, so that it is not lost if the client dies.
-        cpus: CPUs of the cluster that it takes.
+        cpus: CPUs of this machine that it keeps others of the cluster from; 0 keeps none.
         threads: Of the client.
     """
     if disk is not None:
@@ -204,12 +232,19 @@ def agreement(run: Path, *, json: bool = False) -> None:
 
     config = to_plain(_read_config(run))
     files = {path.name: path for path in sorted(run.iterdir()) if path.is_file()}
-    wanted = [analyses.encoded, analyses.decoded, analyses.overlap, analyses.support]
+    wanted = [analyses.encoded, analyses.decoded, analyses.overlap, analyses.first_layer]
+    wanted += [analyses.applied, analyses.support]
     if any(name.startswith("gradient-") for name in files):
         wanted.append(analyses.raw)
     found: dict[str, float] = {}
     for function in wanted:
-        found |= function(files, {"config": config})
+        try:
+            found |= function(files, {"config": config})
+        except DataError as error:
+            # Supports, for one, can only be compared where all tiers have equal chunks.
+            if function is not analyses.support:
+                raise
+            say(f"support: {error}")
     if json:
         print_json(found)
         return
@@ -217,18 +252,18 @@ def agreement(run: Path, *, json: bool = False) -> None:
         Output().print(f"{name:36} {value:.4f}")
 
 
-def _context(
-    config: SwarmConfig, out: Path, seed: int, threads: int, *, quiet: bool
-) -> LocalContext:
+def _context(what: What, out: Path, threads: int, *, quiet: bool) -> LocalContext:
+    begins = None if what.begin_from is None else str(what.begin_from.resolve())
     return LocalContext(
-        out, seed=seed, threads=threads, quiet=quiet,
-        data_dir=Settings.from_environment().data_dir, config=to_plain(config),
+        out, seed=what.seed, threads=threads, quiet=quiet, begin_from=begins,
+        data_dir=Settings.from_environment().data_dir, config=to_plain(what.config),
     )  # fmt: skip
 
 
 def _run(
     config: SwarmConfig,
     context: LocalContext,
+    start: "Tensor | None" = None,
     crew: "Crew | None" = None,
     watch: "Callable[[Session], None] | None" = None,
 ) -> None:
@@ -239,12 +274,11 @@ def _run(
 
     torch.set_num_threads(context.threads)
     with context.interruptible():
-        train_one(config, context, crew, watch or _watcher(quiet=context.quiet))
+        train_one(config, context, crew, watch or _watcher(quiet=context.quiet), start)
     if not context.is_finished:
         Output().print(f"stopped; the same command goes on from round {context.step}")
         sys.exit(130)
-    if not context.quiet:
-        context.report(Output())
+    context.report(Output())
 
 
 def _watcher(*, quiet: bool) -> "Callable[[Session], None]":
@@ -259,11 +293,12 @@ def _watcher(*, quiet: bool) -> "Callable[[Session], None]":
         members = {member.client for member in session.state.members}
         for number, tier in enumerate(session.config.tiers):
             done: Mapping[str, int] = session.done.get(number, {})
+            loss = session.losses.get(number)
             say(
                 f"  client {number:3}  tier {tier}  {'trains' if number in members else 'is away':7}  "
                 f"{done.get('rounds', 0):5} rounds  sent {done.get('sent_bytes', 0) / 1000:9,.0f} kB  "
                 f"received {done.get('received_bytes', 0) / 1000:9,.0f} kB  "
-                f"died {done.get('deaths', 0)}  loss {session.losses.get(number, float('nan')):.4f}"
+                f"died {done.get('deaths', 0)}  loss {loss if loss is None else round(loss, 4)}"
             )
 
     return watch
@@ -292,10 +327,39 @@ def _read_config(run: Path) -> SwarmConfig:
 
 
 def _export(run: Path, config: SwarmConfig, tiers: list[int], out: Path) -> None:
+    from assay.engines.swarm.client import scaling_of
     from assay.engines.swarm.export import from_bytes, write_tiers
 
     path = run / "model.safetensors"
     if not path.is_file():
         raise StoreError(f"{run} must hold a finished run's model.safetensors; it does not.")
-    theta = from_bytes(path.read_bytes(), MODELS[config.model], 0)
-    write_tiers(theta, MODELS[config.model], out, tiers)
+    if config.mode == "local-adamw":
+        raise ConfigError(
+            f"{run} exchanged nothing (mode 'local-adamw'): its clients have no common model whose tiers "
+            "could be exported."
+        )
+    for tier in tiers:
+        try:
+            config.shape.width(tier)
+        except ValueError as error:
+            raise ConfigError(f"--tiers: {error}") from error
+        if tier not in config.tiers:
+            say(
+                f"tier {tier}: no client of this width was trained; it is cut from the others' neurons"
+            )
+    theta = from_bytes(path.read_bytes(), config.shape, 0)
+    scalings = {tier: scaling_of(config, tier, config.steps) for tier in tiers}
+    write_tiers(theta, config.shape, out, tiers, scalings)
+
+
+@app.command
+def settings() -> None:
+    """All settings of a run, for --set and for a study's [config], and the metrics that it reports."""
+    from assay.engines.swarm.engine import METRICS
+
+    out = Output()
+    for name, default, says in described(SwarmConfig):
+        out.print(f"{name} = {json_module.dumps(default)}\n    {says}")
+    for name, metric in METRICS.items():
+        if not name.endswith(tuple(f"tier{t}" for t in range(1, 8))):
+            out.print(f"{name}\n    {metric.says}")

@@ -73,13 +73,20 @@ def _reach(address: str | None) -> None:
 
 
 def own_actors(
-    config: SwarmConfig, folder: Path, *, address: str | None, cpus: float | None, threads: int
+    config: SwarmConfig,
+    folder: Path,
+    run: str,
+    *,
+    address: str | None,
+    cpus: float | None,
+    threads: int,
 ) -> "Crew":
     """A crew of actors that this program starts.
 
     Args:
         config: Of the run.
         folder: Its; clients keep there what they have not sent.
+        run: Its identity.
         address: Of the cluster; None is one of this machine.
         cpus: Of the cluster, for each client; by default 1, or an equal share of this machine.
         threads: Of each client.
@@ -90,10 +97,10 @@ def own_actors(
         cpus = 1.0 if address else min(1.0, (os.cpu_count() or 1) / len(config.tiers))
     disk = folder.resolve() / "clients"
     disk.mkdir(parents=True, exist_ok=True)
-    return ActorCrew(config, LocalSeats(config, disk, cpus, threads))
+    return ActorCrew(config, LocalSeats(config, disk, cpus, threads, run), say)
 
 
-def open_desk(ray: Any, config: SwarmConfig) -> Any:
+def open_desk(ray: Any, config: SwarmConfig, run: str) -> Any:
     """The place where joiners report.
 
     Raises:
@@ -102,7 +109,7 @@ def open_desk(ray: Any, config: SwarmConfig) -> Any:
     from assay.engines.swarm.desk import Desk
 
     try:
-        return ray.remote(Desk).options(name=DESK, num_cpus=0).remote(config)
+        return ray.remote(Desk).options(name=DESK, num_cpus=0).remote(config, run)
     except ValueError as error:
         raise ConfigError(
             "A cluster can serve one swarm at a time; this one has a coordinator. End it first."
@@ -114,7 +121,7 @@ def seated(config: SwarmConfig, desk: Any, wait_s: float) -> "Crew":
     from assay.engines.swarm.actors import ActorCrew
     from assay.engines.swarm.desk import DeskSeats
 
-    return ActorCrew(config, DeskSeats(desk, len(config.tiers), wait_s))
+    return ActorCrew(config, DeskSeats(desk, len(config.tiers), wait_s), say)
 
 
 def reporting(desk: Any, watch: Callable[["Session"], None]) -> Callable[["Session"], None]:
@@ -141,14 +148,15 @@ def take_part(
     Raises:
         ConfigError: Nobody serves, no seat is free, or the models differ.
     """
-    from ray.exceptions import RayActorError
+    from ray.exceptions import GetTimeoutError, RayActorError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from assay.engines.swarm.actors import Worker
     from assay.engines.swarm.export import schema_hash
 
     desk = _find_desk(ray)
-    config = ray.get(desk.about.remote()).config
+    about = ray.get(desk.about.remote())
+    config = about.config
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     folder = None if disk is None else str(disk.resolve())
     worker = ray.remote(Worker).options(num_cpus=cpus, scheduling_strategy=here)
@@ -158,12 +166,18 @@ def take_part(
             told = ray.get(desk.told.remote())
             if number is None or number not in ray.get(desk.seated.remote()):
                 number = ray.get(desk.take.remote(tier, schema_hash(config.shape)))
-                actor = worker.remote(config, number, folder, threads)
+                actor = worker.remote(config, number, folder, threads, about.run)
+                ray.get(actor.pid.remote(), timeout=TRIES_S)
                 ray.get(desk.sit.remote(number, actor))
                 say(f"client {number}, tier {config.tiers[number]}: waits for the next epoch")
         except RayActorError:
             say("the coordinator has ended")
             return
+        except GetTimeoutError as error:
+            raise ConfigError(
+                f"A client needs {cpus:g} free CPUs of this machine's share of the cluster; none came free "
+                f"within {TRIES_S:g} s. Take fewer with --cpus."
+            ) from error
         if told.get("step", 0) != step:
             step = told.get("step", 0)
             mine = told.get("done", {}).get(number, {})

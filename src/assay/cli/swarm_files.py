@@ -31,6 +31,7 @@ class LocalContext:
         quiet: bool,
         data_dir: Path | None,
         config: Mapping[str, Any],
+        begin_from: str | None = None,
     ) -> None:
         """Begin, or go on in a folder of the same configuration and seed."""
         self.seeds: Mapping[str, int] = {"init": seed, "data": seed, "faults": seed}
@@ -39,14 +40,19 @@ class LocalContext:
         self.step, self.is_finished = 0, False
         self.final: dict[str, float] = {}
         self._began = time.monotonic()
-        told = {"config": dict(config), "seed": seed}
+        told: dict[str, Any] = {"config": dict(config), "seed": seed}
+        if begin_from is not None:
+            told["begin_from"] = begin_from
+        self.identity = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
         path = folder / "config.json"
+        if folder.exists() and not folder.is_dir():
+            raise StoreError(f"{folder} must be a folder; it is a file. Give another place.")
         folder.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            if json.loads(path.read_text("utf-8")) != json.loads(json.dumps(told)):
+            if _told(path) != json.loads(json.dumps(told)):
                 raise StoreError(
-                    f"{folder} holds a run of another configuration or seed. Give a new folder, or the "
-                    "settings of its config.json."
+                    f"{folder} holds a run of another configuration or seed: {_different(_told(path), told)}. "
+                    "Give a new folder, or those settings."
                 )
             if (folder / "summary.json").exists():
                 raise StoreError(f"{folder} holds a finished run. Give a new folder.")
@@ -62,17 +68,15 @@ class LocalContext:
     def summary(self, values: Mapping[str, float]) -> None:
         """Final values: summary.json, and metrics.csv of all rounds."""
         self.final, self.is_finished = dict(values), True
-        rows = [
-            json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()
-        ]
+        rows = _rows(self.folder / "metrics.jsonl")
         names = list(dict.fromkeys(name for row in rows for name in row))
         with (self.folder / "metrics.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, names, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-        (self.folder / "metrics.jsonl").unlink()
-        (self.folder / STATE).unlink(missing_ok=True)
         self._write("summary.json", json.dumps(self.final, indent=1, sort_keys=True).encode())
+        (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+        (self.folder / STATE).unlink(missing_ok=True)
 
     def save(self, name: str, content: bytes) -> str:
         """Write a file."""
@@ -90,7 +94,9 @@ class LocalContext:
             return None
         content = path.read_bytes()
         step = int.from_bytes(content[:8], "little")
-        kept = [line for line in rows.read_text().splitlines() if json.loads(line)["step"] <= step]
+        if not self.quiet:
+            print(f"goes on from round {step + 1}", file=sys.stderr)
+        kept = [json.dumps(row) for row in _rows(rows) if row["step"] <= step]
         self._write("metrics.jsonl", "".join(f"{line}\n" for line in kept).encode())
         return step, content[8:]
 
@@ -121,6 +127,7 @@ class LocalContext:
             if self._stop:
                 raise KeyboardInterrupt
             self._stop = True
+            print("stops after this round; Ctrl-C again stops at once", file=sys.stderr)
 
         before = signal.signal(signal.SIGINT, ask)
         try:
@@ -138,3 +145,31 @@ class LocalContext:
         """A file, whole or not at all; its sha256."""
         write_atomic(self.folder / name, content)
         return hashlib.sha256(content).hexdigest()
+
+
+def _different(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """Which settings differ, as `name: there → asked`."""
+    old, new = ({**each.get("config", {}), **each} for each in (there, asked))
+    names = sorted((old.keys() | new.keys()) - {"config"})
+    pairs = {name: (json.dumps(old.get(name)), json.dumps(new.get(name))) for name in names}
+    return ", ".join(f"{name}: {a} → {b}" for name, (a, b) in pairs.items() if a != b)
+
+
+def _told(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"{path} must hold the run's configuration; it cannot be read: {error}. Give a new folder."
+        ) from error
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The rows that were logged; a last one that was cut off by a kill is left out."""
+    found = []
+    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break
+    return found

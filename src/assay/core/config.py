@@ -5,10 +5,10 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from datetime import date, datetime, time
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 
@@ -40,7 +40,9 @@ def build(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
     except msgspec.ValidationError as error:
         if isinstance(error.__cause__, ConfigError):
             raise ConfigError(f"{where}: {error.__cause__}") from error
-        raise ConfigError(f"{where}: {_type_message(error, values)}") from error
+        raise ConfigError(
+            f"{where}: {_type_message(error, values)}{_choices(cls, error)}"
+        ) from error
 
 
 def unknown_key(key: str, known: list[str], *, what: str = "key", plural: str = "") -> str:
@@ -71,6 +73,20 @@ def _type_message(error: msgspec.ValidationError, values: Mapping[str, Any]) -> 
             value = value[part]
     shown = f" (the value is {value!r})" if path else ""
     return f"{path or 'the table'}: {rule}{shown}."
+
+
+def _choices(cls: type, error: msgspec.ValidationError) -> str:
+    """What a field of fixed words takes, if that is what was wrong."""
+    path = str(error).partition(" - at `$.")[2].rstrip("`").partition("[")[0]
+    if "enum" not in str(error) or path not in get_type_hints(cls):
+        return ""
+    words = sorted({word for word in _words(get_type_hints(cls)[path]) if isinstance(word, str)})
+    return f" It takes {', '.join(words)}."
+
+
+def _words(hint: Any) -> Iterator[Any]:
+    for part in get_args(hint):
+        yield from _words(part) if get_args(part) else (part,)
 
 
 def to_plain(config: Any) -> dict[str, Any]:

@@ -17,8 +17,7 @@ from assay.engines import memory
 from assay.engines.swarm import agreement
 from assay.engines.swarm.config import SwarmConfig
 from assay.engines.swarm.matformer import layout
-from assay.engines.swarm.session import begin
-from assay.engines.swarm.train import store
+from assay.engines.swarm.train import begin, store
 
 DATA = Settings.from_environment().data_dir
 ROUNDS = 15

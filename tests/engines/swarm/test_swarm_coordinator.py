@@ -1,11 +1,12 @@
 """The coordinator: its table, and random lives of a swarm."""
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from assay.engines.swarm.coordinator import (
     Phase,
@@ -155,8 +156,31 @@ def test_quorum(count, needed):
 
 def test_consensus():
     """A payload counts if a quorum saw it with one digest."""
-    assert consensus([]) == {}
-    assert consensus([{1: "a", 2: "b"}, {1: "a", 2: "c"}, {1: "a", 3: "d"}]) == {1: "a"}
+    assert consensus([], 1) == {}
+    assert consensus([{1: "a", 2: "b"}, {1: "a", 2: "c"}, {1: "a", 3: "d"}], 2) == {1: "a"}
+
+
+def test_fewer_witnesses_than_a_quorum_agree_on_nothing():
+    """One report of three elected witnesses is no quorum: the epoch ends, and nobody is dropped."""
+    config = replace(SETTINGS, witnesses=3, min_clients=3, init_min_clients=3)
+    state = training(config=config)
+    told = {m.client: "a" for m in state.members}
+    alone = witness(state, config, elected(state, config)[0], told)
+    late = tick(tick(alone, config, alone.at + config.round_s), config, 10**6)
+    assert (late.phase, late.agreed, late.step) == (Phase.COOLDOWN, {}, 1)
+    assert late.members == state.members
+    two = witness(alone, config, elected(state, config)[1], told)
+    late = tick(tick(two, config, two.at + config.round_s), config, 10**6)
+    assert (late.phase, late.agreed) == (Phase.TRAIN, told)
+
+
+def test_an_epoch_of_so_many_rounds():
+    """Counted from where its training began, whatever the time."""
+    config = replace(SETTINGS, epoch_rounds=3, epoch_s=1e9)
+    state = training(config=config)
+    for phase in (Phase.TRAIN, Phase.TRAIN, Phase.COOLDOWN):
+        state = one_round(state, state.at + 1000, config)
+        assert state.phase is phase
 
 
 @pytest.mark.parametrize(
@@ -179,23 +203,61 @@ NEXT = {
 """Which phases may follow each other by time alone."""
 
 
+REACHED = Counter()
+"""How often the random lives came to each phase, and to payloads that were agreed on."""
+
+
 class Lives(RuleBasedStateMachine):
     """Joins, deaths, reports and delays in any order: the rules hold at every moment."""
 
     def __init__(self):
         super().__init__()
-        self.config = replace(SETTINGS, total_steps=6, epoch_s=60)
+        self.config = replace(SETTINGS, total_steps=2, epoch_s=60)
         self.state, self.now, self.steps, self.epochs = State(), 0.0, 0, 0
 
     def advance(self, seconds):
         self.now += seconds
         before = self.state
         self.state = tick(before, self.config, self.now)
+        REACHED[self.state.phase] += 1
+        REACHED["agreed"] += bool(self.state.agreed)
         if before.phase is not self.state.phase:
             assert self.state.phase in NEXT[before.phase], (before.phase, self.state.phase)
             if self.state.phase is Phase.TRAIN:
                 assert len(self.state.members) >= self.config.min_clients
         assert self.state.step - before.step in (0, 1)
+
+    @initialize(count=st.integers(3, 8))
+    def many_come(self, count):
+        for client in range(count):
+            self.state = join(self.state, client, client % 3)
+
+    @rule()
+    def all_fetch(self):
+        for member in self.state.members:
+            self.state = has_parameters(self.state, member.client)
+
+    @rule(silent=st.sets(st.integers(0, 7), max_size=2))
+    def witnesses_report(self, silent):
+        heard = {m.client: "a" for m in self.state.members if m.client not in silent}
+        for client in elected(self.state, self.config):
+            if client not in silent:
+                self.state = witness(self.state, self.config, client, heard)
+
+    @precondition(lambda self: self.state.phase in (Phase.WAITING, Phase.COOLDOWN))
+    @rule()
+    def an_epoch_begins(self):
+        self.advance(self.config.cooldown_s)
+        self.advance(0.0)
+        self.all_fetch()
+        self.advance(0.0)
+
+    @precondition(lambda self: self.state.phase is Phase.TRAIN)
+    @rule(silent=st.sets(st.integers(0, 7), max_size=1))
+    def a_round_passes(self, silent):
+        self.witnesses_report(silent)
+        self.advance(self.config.round_s)
+        self.advance(self.config.witness_s)
 
     @rule(client=st.integers(0, 7), tier=st.integers(0, 2))
     def comes(self, client, tier):
@@ -217,9 +279,10 @@ class Lives(RuleBasedStateMachine):
     def waits(self, seconds):
         self.advance(seconds)
 
-    @rule()
-    def pauses(self):
-        self.state = pause(self.state)
+    @rule(really=st.integers(0, 9))
+    def pauses(self, really):
+        if really == 0:
+            self.state = pause(self.state)
 
     @precondition(lambda self: self.state.phase is Phase.PAUSED)
     @rule()
@@ -245,3 +308,9 @@ Lives.TestCase.settings = hypothesis_settings(
     max_examples=150, stateful_step_count=60, deadline=None
 )
 TestLives = Lives.TestCase
+
+
+def test_random_lives_come_everywhere():
+    """They were no test of a phase that none of them reached."""
+    assert REACHED["agreed"] > 20
+    assert all(REACHED[phase] > 2 for phase in Phase), REACHED

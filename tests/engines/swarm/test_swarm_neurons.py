@@ -154,6 +154,23 @@ def test_the_unsent_part_of_a_neuron_waits_for_its_next_turn():
     assert group.view(before).abs().sum() > 0
 
 
+def test_a_helper_that_comes_back_in_another_turn():
+    """What it had not sent lies where its neurons of that turn were, not where those of the new one are."""
+    config = replace(HELPED, helper_interval=2)
+    theta = initial(config.shape, torch.Generator().manual_seed(0))
+    first = Client(config, 1, theta)
+    for step in (1, 2):
+        first.train(Order(step, TEXT))
+    kept = first.unsent()
+    again = Client(config, 1, theta)
+    again.restore(kept)
+    again.train(Order(5, TEXT))
+    row = active(again.resting, config.shape, 1, neurons(config, 1, 1))
+    group = again.plan.of_kind("wide helpers")
+    assert torch.equal(group.view(row), group.view(torch.from_numpy(kept["delta"])))
+    assert group.view(row).abs().sum() > 0
+
+
 def test_without_helpers_the_small_clients_never_touch_the_suffix():
     """All clients small but helped: the suffix of the full model learns; else it stays."""
     config = replace(CONFIG, tiers=(1, 1, 1), steps=5, mode="assay", store=("model",))

@@ -11,7 +11,7 @@ from assay.core.plan import expand
 from assay.core.study import load_scales, load_study
 from assay.engines import memory
 from assay.engines.swarm.config import SwarmConfig
-from assay.engines.swarm.session import begin
+from assay.engines.swarm.train import begin
 
 STUDIES = sorted((Path(__file__).parents[3] / "studies" / "swarm").glob("*.toml"))
 REDUCED = [path for path in STUDIES if "full" in load_scales(path)]

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from assay.engines.swarm.client import Client
+from assay.core.errors import DataError
+from assay.engines.swarm.client import Client, scaling_of
 from assay.engines.swarm.config import MODELS, Shape, SwarmConfig
 from assay.engines.swarm.data import Text, assignment, corpus
 from assay.engines.swarm.export import from_bytes
 from assay.engines.swarm.matformer import initial, layout, slice_tier, tier_of
 from assay.engines.swarm.model import Scaling, logits, loss
-from assay.engines.swarm.train import train
+from assay.engines.swarm.network import Network
+from assay.engines.swarm.train import begin, train
 
 CONFIG = SwarmConfig(
     model="tiny", tiers=(0, 1, 1), steps=7, batch=6, seq_len=16, lr=1e-3, final_lr=1e-4, warmup_steps=2, eval_interval=3, eval_sequences=4
@@ -121,7 +123,7 @@ def test_replicas_stay_equal_under_faults(fault):
         for _, values in context.logged
         if "sync/replicas_equal" in values
     ]
-    assert equal == [1.0] * 4
+    assert equal == [1.0] * 12
     happened = {"loss": "lost", "corrupt": "altered", "churn": "kills"}.get(fault)
     if happened:
         assert context.final[f"faults/{happened}"] > 0
@@ -245,9 +247,9 @@ def test_scalings_of_a_narrow_client():
     """(full/active)^p of the block's output, (active/full)^p of the residual and the norm."""
     config = replace(CONFIG, width_power=0.5, residual_power=0.5, norm_power=0.25, tiers=(0, 1, 2))
     theta = initial(config.shape, torch.Generator().manual_seed(0))
-    small = Client(config, 2, slice_tier(theta, config.shape, 2)).scaling(1)
+    small = scaling_of(config, 2, 1)
     assert (small.mlp, small.residual, small.norm) == pytest.approx((2.0, 0.5, 4**-0.25))
-    full = Client(config, 0, theta).scaling(1)
+    full = scaling_of(config, 0, 1)
     assert (full.mlp, full.residual, full.norm, full.suffix) == (1, 1, 1, 1)
     plain = layout(config.shape, 0).views(theta)
     text = torch.randint(0, 256, (2, 9), generator=torch.Generator().manual_seed(1))
@@ -313,6 +315,94 @@ def test_assignment():
     ]
 
 
+def test_a_teacher_that_is_away(monkeypatch):
+    """Small clients then learn from their text alone, and it is counted; it teaches what it was given."""
+    config = replace(
+        CONFIG, batches="same", distill_beta=1.0, distill_warmup=0, steps=4, tiers=(0, 1, 1, 1)
+    )
+    assert run(config).final["faults/untaught"] == 0
+    assert run(config).final["sync/taught_bytes"] > 0
+    monkeypatch.setattr(
+        Network, "kills", lambda self, epoch, first, rounds, members: {0: 2} if not epoch else {}
+    )
+    without = run(replace(config, churn=0.1, epoch_rounds=4))
+    assert without.final["faults/untaught"] == 3 * 2
+
+
+def test_epochs_last_as_long_as_they_say():
+    """Members join again after exactly so many rounds, however long a round takes; deaths are as many."""
+    late = {
+        "churn": 0.2,
+        "epoch_rounds": 5,
+        "latency_ms": (50.0, 150.0),
+        "compute_s": (5.0, 1.0, 2.0),
+    }
+    config = replace(
+        CONFIG, tiers=(0, 0, 1, 1, 1, 1, 1, 1), batch=8, steps=100, eval_interval=100, **late
+    )
+    context = run(config)
+    members = [values["sync/members"] for _, values in context.logged]
+    grown = [step for step in range(1, 100) if members[step] > members[step - 1]]
+    assert grown
+    assert all(step % 5 == 0 for step in grown)
+    # 20 epochs of 8 clients, each dying with probability 0.2: 32 ± 4 standard deviations.
+    assert abs(context.final["faults/kills"] - 32) < 4 * (160 * 0.2 * 0.8) ** 0.5
+
+
+def test_a_client_that_sends_nonsense_is_not_heard(monkeypatch):
+    """Its payload is refused and counted; the others go on, and agree without it."""
+    honest = Client.train
+
+    def train_(self, order):
+        done = honest(self, order)
+        return replace(done, payload=done.payload[:-1]) if self.number == 2 else done
+
+    monkeypatch.setattr(Client, "train", train_)
+    context = run(replace(CONFIG, tiers=(0, 1, 1, 1), steps=5))
+    assert context.final["faults/refused"] > 0
+    assert context.final["sync/replicas_equal"] == 1
+    assert context.logged[-1][0] == 5
+
+
+def test_a_run_that_diverges_says_so():
+    """Values that are not finite: an error that names the round and the way out."""
+    with pytest.raises(DataError, match="lower lr"):
+        run(replace(CONFIG, payload="fp32", apply="raw", lr=1e30, steps=7))
+
+
+def test_every_tier_is_reported_even_if_its_clients_are_dead(monkeypatch):
+    """The full model's loss is there when its only client has died in the last round."""
+    kill = {0: 3}
+    monkeypatch.setattr(Network, "kills", lambda self, epoch, first, rounds, members: kill)
+    config = replace(CONFIG, tiers=(0, 1, 1, 1), steps=3, churn=0.1, epoch_rounds=10)
+    final = run(config).final
+    assert {f"test/loss_nats_tier{tier}" for tier in (0, 1)} <= set(final)
+    kill |= {1: 3, 2: 3, 3: 3}
+    assert run(config).final["sync/replicas_equal"] == 0
+
+
+def test_a_round_in_which_nobody_is_left():
+    """All clients die between two rounds: a new epoch begins with those who join."""
+    for change in ({"batches": "same"}, {"mode": "reference", "tiers": (0, 0, 0)}):
+        config = replace(CONFIG, steps=4, **change)
+        session = begin(config, Context())
+        session.round()
+        for number in list(session.crew.living()):
+            session.crew.lose(number)
+        while not session.is_finished:
+            session.round()
+        assert session.equal_replicas()
+
+
+def test_an_epoch_ends_with_a_checkpoint():
+    """Whoever is killed afterwards goes on from there."""
+    context = Context()
+    saved = []
+    context.save_checkpoint = lambda step, content: saved.append(step)
+    train([replace(CONFIG, steps=7, epoch_rounds=2)], [context])
+    assert saved == [2, 4, 6]
+
+
 def test_who_gets_which_part():
     """Disjoint parts are dealt anew in each round; aligned ones by place."""
     order = torch.randperm(600, generator=torch.Generator().manual_seed(0)).numpy()
@@ -372,11 +462,19 @@ def test_a_late_joiners_first_rounds_are_not_applied():
 
 
 def test_held_out_text_is_never_trained_on():
-    """No training sequence shares a predicted token with the held-out tenth."""
+    """No training sequence shares a predicted token with the held-out tenth; nor do its two parts."""
     text = Text(corpus("python", None), 64)
     assert text.train + text.held == (len(text.tokens) - 1) // 64
     assert text.held >= 0.09 * text.train
-    assert torch.equal(text.held_out(2)[0], text.sequences([text.train])[0])
+    assert torch.equal(text.test(2)[0], text.sequences([text.train])[0])
+    assert torch.equal(text.validation(2)[0], text.sequences([text.train + 2])[0])
+    all_of = 10**9
+    assert len(text.test(all_of)) + len(text.validation(all_of)) == text.held
+    for count in (1, 3, all_of):
+        starts = [
+            {tuple(each.tolist()) for each in part(count)} for part in (text.test, text.validation)
+        ]
+        assert starts[0].isdisjoint(starts[1])
 
 
 @pytest.mark.parametrize(
@@ -396,6 +494,13 @@ def test_held_out_text_is_never_trained_on():
         ({"churn": 0.3}, "set epoch_rounds"),
         ({"latency_ms": (2.0, 1.0)}, "smaller first"),
         ({"compute_s": (0.0,)}, "be positive"),
+        ({"compute_s": (1.0, 1.0, 1.0, 1.0)}, "3 clients, got 4"),
+        ({"distill_beta": 0.5, "batches": "aligned"}, "'same' or 'fixed'"),
+        ({"distill_beta": 0.5, "batches": "same", "tiers": (1, 1, 1)}, "teaches"),
+        ({"bandwidth": float("nan")}, "at least 0"),
+        ({"width_power": float("nan")}, "finite"),
+        ({"latency_ms": (0.0, 4000.0)}, "witnesses wait"),
+        ({"loss": 0.99}, "one payload in 20"),
     ],
 )
 def test_bad_settings(change, message):

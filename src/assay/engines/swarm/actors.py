@@ -7,7 +7,7 @@ Python objects between machines of one operator: see docs/swarm.md for what that
 
 import io
 import os
-import zipfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,14 +18,15 @@ import torch
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 from torch import Tensor
 
-from assay.core.errors import CheckpointError
+from assay.core.errors import ConfigError
 from assay.engines import memory
 from assay.engines.swarm import exchange
-from assay.engines.swarm.checkpoint import arrays_to_bytes
+from assay.engines.swarm.checkpoint import UNREADABLE, arrays_to_bytes
 from assay.engines.swarm.client import Client, Order, Trained
 from assay.engines.swarm.config import SwarmConfig
 from assay.engines.swarm.crew import FIRST_LAYER
 
+SLICE_S = 1.0
 PATIENCE_S = 600.0
 """A client that does not answer for so long is taken to be dead."""
 
@@ -46,11 +47,13 @@ class Seats(Protocol):
 class Worker:
     """What an actor runs: one client, and the part of its update that it has not sent, on its disk."""
 
-    def __init__(self, config: SwarmConfig, number: int, disk: str | None, threads: int) -> None:
-        """A client without parameters yet."""
+    def __init__(
+        self, config: SwarmConfig, number: int, disk: str | None, threads: int, run: str
+    ) -> None:
+        """A client of a run without parameters yet."""
         memory.keep()
         torch.set_num_threads(threads)
-        self.config, self.number = config, number
+        self.config, self.number, self.run = config, number, run
         self.path = None if disk is None else Path(disk) / f"client-{number:03d}.npz"
         self.client: Client | None = None
 
@@ -58,30 +61,44 @@ class Worker:
         """The process that the actor runs in."""
         return os.getpid()
 
-    def begin(self, theta: np.ndarray) -> None:
+    def begin(self, theta: np.ndarray, step: int) -> str:
         """Take over parameters, and what an earlier life of this client has left on the disk.
 
-        Raises:
-            CheckpointError: What lies there is not of such a client.
+        What is there of another run, or of a round after `step`, is left alone; a file that cannot be
+        read is set aside.
+
+        Returns:
+            What is to be told of the file; empty if nothing.
         """
         self.client = Client(self.config, self.number, torch.from_numpy(theta.copy()))
         if self.path is None or not self.path.is_file():
-            return
+            return ""
         try:
             with np.load(io.BytesIO(self.path.read_bytes()), allow_pickle=False) as arrays:
-                self.client.restore({name: arrays[name] for name in arrays.files})
-        except (OSError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
-            raise CheckpointError(
-                f"{self.path} must hold what client {self.number} had not sent; it does not: {error}. "
-                "Remove it to begin without."
-            ) from error
+                kept = {name: arrays[name] for name in arrays.files}
+            run, when = kept.pop("run").tobytes().decode("ascii"), int(kept.pop("step")[0])
+            kept.pop("theta", None)
+            if run == self.run and when <= step:
+                self.client.restore(kept)
+        except UNREADABLE as error:
+            aside = self.path.with_suffix(".damaged")
+            self.path.replace(aside)
+            return (
+                f"{self.path.name} must hold what client {self.number} had not sent; it does not "
+                f"({error}). It is {aside.name} now, and the client begins without."
+            )
+        return ""
 
     def train(self, order: Order) -> Trained:
         """One gradient; then what is left unsent is on the disk."""
         trained = self._alive().train(order)
         if self.path is not None:
+            about = {
+                "run": np.frombuffer(self.run.encode("ascii"), np.uint8),
+                "step": np.array([order.step]),
+            }
             whole = self.path.with_suffix(".new")
-            whole.write_bytes(arrays_to_bytes(self._alive().unsent()))
+            whole.write_bytes(arrays_to_bytes(self._alive().unsent() | about))
             whole.replace(self.path)
         return trained
 
@@ -95,7 +112,7 @@ class Worker:
         return self._alive().part(stored).numpy()
 
     def digest(self) -> str:
-        """The sha256 of the parameters."""
+        """A digest of the parameters."""
         return self._alive().digest()
 
     def held_out_loss(self, text_BT: Tensor, step: int) -> float:
@@ -126,7 +143,9 @@ class Worker:
 class LocalSeats:
     """Actors that this program starts itself, wherever the cluster has room."""
 
-    def __init__(self, config: SwarmConfig, disk: Path | None, cpus: float, threads: int) -> None:
+    def __init__(
+        self, config: SwarmConfig, disk: Path | None, cpus: float, threads: int, run: str
+    ) -> None:
         """For all clients of a run.
 
         Args:
@@ -134,8 +153,18 @@ class LocalSeats:
             disk: Folder, the same on every machine, for what clients have not sent; None keeps none.
             cpus: Of the cluster, for each.
             threads: Of each.
+            run: Identity of the run.
+
+        Raises:
+            ConfigError: The cluster has too few CPUs.
         """
-        self.config, self.disk, self.threads = config, disk, threads
+        there, wanted = ray.cluster_resources().get("CPU", 0.0), cpus * len(config.tiers)
+        if wanted > there + 1e-6:
+            raise ConfigError(
+                f"{len(config.tiers)} clients of {cpus:g} CPUs need {wanted:g}; the cluster has {there:g}. "
+                "Give each less with --cpus, or add machines."
+            )
+        self.config, self.disk, self.threads, self.run = config, disk, threads, run
         self.worker: Any = ray.remote(Worker).options(num_cpus=cpus)
 
     def at_hand(self, needed: int) -> Sequence[int]:
@@ -146,7 +175,7 @@ class LocalSeats:
     def actor(self, number: int) -> Any:
         """A new actor."""
         disk = None if self.disk is None else str(self.disk)
-        return self.worker.remote(self.config, number, disk, self.threads)
+        return self.worker.remote(self.config, number, disk, self.threads, self.run)
 
     def free(self, number: int) -> None:
         """Another one can be started."""
@@ -155,9 +184,17 @@ class LocalSeats:
 class ActorCrew:
     """All clients as actors: they train at the same time, and who dies is missed by nobody."""
 
-    def __init__(self, config: SwarmConfig, seats: Seats) -> None:
-        """Nobody lives yet."""
-        self.config, self.seats = config, seats
+    def __init__(
+        self, config: SwarmConfig, seats: Seats, say: Callable[[str], None] = lambda line: None
+    ) -> None:
+        """Nobody lives yet.
+
+        Args:
+            config: Of the run.
+            seats: Where actors come from.
+            say: Tells what clients report of their disks.
+        """
+        self.config, self.seats, self.say = config, seats, say
         self.actors: dict[int, Any] = {}
 
     def living(self) -> Sequence[int]:
@@ -168,16 +205,23 @@ class ActorCrew:
         """Those that have a seat."""
         return self.seats.at_hand(needed)
 
-    def admit(self, given: Mapping[int, Tensor | int]) -> None:
+    def admit(self, given: Mapping[int, Tensor | int], step: int) -> None:
         """All at once; parameters of a peer do not pass through this process."""
+        # Who died since it last answered can give nothing: it is found out before it is asked.
+        peers = {what for what in given.values() if isinstance(what, int)}
+        alive = self._ask({peer: _calling("pid") for peer in peers})
         sources = {
             number: self.actors[what].part.remote(self.config.stored(number))
             if isinstance(what, int)
             else ray.put(what.numpy())
             for number, what in given.items()
+            if not isinstance(what, int) or what in alive
         }
-        self.actors |= {number: self.seats.actor(number) for number in given}
-        self._ask({number: _calling("begin", source) for number, source in sources.items()})
+        self.actors |= {number: self.seats.actor(number) for number in sources}
+        calls = {number: _calling("begin", source, step) for number, source in sources.items()}
+        for notice in self._ask(calls).values():
+            if notice:
+                self.say(notice)
 
     def lose(self, number: int) -> None:
         """End the actor; its disk keeps what was not sent."""
@@ -201,7 +245,7 @@ class ActorCrew:
         return None if found is None else torch.from_numpy(found.copy())
 
     def digests(self) -> dict[int, str]:
-        """The sha256 of every living client's parameters."""
+        """A digest of every living client's parameters."""
         return self._ask({number: _calling("digest") for number in self.living()})
 
     def held_out_loss(self, number: int, text_BT: Tensor, step: int) -> float | None:
@@ -238,10 +282,21 @@ class ActorCrew:
         found = {}
         for number, reference in pending.items():
             try:
-                found[number] = ray.get(reference, timeout=PATIENCE_S)
+                found[number] = _patiently(reference)
             except (RayActorError, ObjectLostError, GetTimeoutError):
                 self.lose(number)
         return found
+
+
+def _patiently(reference: Any) -> Any:
+    """An answer, awaited in slices: so that a second Ctrl-C is heard."""
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return ray.get(reference, timeout=SLICE_S)
+        except GetTimeoutError:
+            if time.monotonic() > end:
+                raise
 
 
 def _calling(method: str, *arguments: Any) -> Callable[[Any], Any]:

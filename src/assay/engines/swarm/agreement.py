@@ -27,6 +27,7 @@ from assay.engines.swarm.config import SwarmConfig
 from assay.engines.swarm.distro import RULES, Peer, Sent, grids
 from assay.engines.swarm.exchange import read
 from assay.engines.swarm.matformer import Group, layout
+from assay.engines.swarm.payload import PayloadError
 
 PAYLOAD = re.compile(r"payload-(\d{5,})-(\d{3})\.bin")
 BLOCK = 2**17
@@ -147,8 +148,8 @@ def support(artifacts: Mapping[str, Path], run: Mapping[str, Any]) -> dict[str, 
 def raw(artifacts: Mapping[str, Path], run: Mapping[str, Any]) -> dict[str, float]:
     """Raw gradients of the first layer's feed-forward block, in the part that both have."""
     config, pooled = _config(run), Pooled()
-    for rows in _grouped(artifacts, GRADIENT).values():
-        large, small = _sides(rows, config)
+    for rows in _grouped(artifacts, GRADIENT, config).values():
+        (large, *_), small = _sides(rows, config)
         with np.load(rows[large], allow_pickle=False) as theirs:
             mine = {name: torch.from_numpy(theirs[name]) for name in ("gate", "up", "down")}
         total = {name: torch.zeros_like(each) for name, each in mine.items()}
@@ -168,7 +169,8 @@ def applied(artifacts: Mapping[str, Path], run: Mapping[str, Any]) -> dict[str, 
     """The update that all apply, beside L's: signs and cosines of decoded tensors.
 
     L is one of the senders, so that this is more than its agreement with the others; and of the
-    neurons that only L has, the update is L's.
+    neurons that only L has, the update is L's. Taken of what was sent: where some of it was not
+    agreed on, what was applied is in the stored updates.
     """
     config = _config(run)
     parts = {name: Pooled() for name in ("rest", "prefix", "suffix")}
@@ -225,7 +227,7 @@ def _decoded(
             if group.kind == "embedding":
                 found["embedding"].add(small[0], large[0])
                 found["head"].add(small[1], large[1])
-            else:
+            elif group.kind in found:
                 # The tensors of a group stand layer by layer.
                 count = len(group.names) // config.shape.layers if first else len(group.names)
                 found[group.kind].add(small[:count], large[:count])
@@ -268,11 +270,11 @@ def _cut_to(chunks: Tensor, cut: Grid, other: Grid) -> Tensor:
 
 
 def _rounds(artifacts: Mapping[str, Path], config: SwarmConfig) -> Iterator[_Round]:
-    """The stored payloads, round by round."""
+    """The stored payloads, round by round; rounds without a large or a small client say nothing."""
     memory.keep()
-    for step, rows in sorted(_grouped(artifacts, PAYLOAD).items()):
-        large, small = _sides(rows, config)
-        peers = {n: read(config, n, step, path.read_bytes()) for n, path in sorted(rows.items())}
+    for step, rows in sorted(_grouped(artifacts, PAYLOAD, config).items()):
+        (large, *_), small = _sides(rows, config)
+        peers = {n: _read(path, n, step, config) for n, path in sorted(rows.items())}
         # Of helper neurons, which come last, no analysis but `applied` speaks.
         yield _Round(
             peers[large].sent,
@@ -281,11 +283,20 @@ def _rounds(artifacts: Mapping[str, Path], config: SwarmConfig) -> Iterator[_Rou
         )
 
 
-def _grouped(artifacts: Mapping[str, Path], pattern: re.Pattern[str]) -> dict[int, dict[int, Path]]:
-    """Round → client → file.
+def _read(path: Path, client: int, step: int, config: SwarmConfig) -> Peer:
+    try:
+        return read(config, client, step, path.read_bytes())
+    except PayloadError as error:
+        raise DataError(f"{path}: {error}.") from error
+
+
+def _grouped(
+    artifacts: Mapping[str, Path], pattern: re.Pattern[str], config: SwarmConfig
+) -> dict[int, dict[int, Path]]:
+    """Round → client → file, of the rounds in which a large and a small client were there.
 
     Raises:
-        DataError: The run stored none.
+        DataError: The run stored none, or there is no such round.
     """
     found: dict[int, dict[int, Path]] = {}
     for name, path in artifacts.items():
@@ -296,15 +307,16 @@ def _grouped(artifacts: Mapping[str, Path], pattern: re.Pattern[str]) -> dict[in
             f"An agreement needs files named {pattern.pattern}; the run stored none. Set `store` in "
             "the study's [config] to what is to be kept."
         )
-    return found
-
-
-def _sides(rows: Mapping[int, Path], config: SwarmConfig) -> tuple[int, list[int]]:
-    """L's number, and those of the smaller clients."""
-    large = [n for n in sorted(rows) if config.tiers[n] == 0]
-    small = [n for n in sorted(rows) if config.tiers[n] > 0]
-    if not large or not small:
+    both = {step: rows for step, rows in found.items() if all(_sides(rows, config))}
+    if not both:
         raise DataError(
-            f"An agreement compares a client of tier 0 with smaller ones; the tiers are {config.tiers}."
+            "An agreement compares a client of tier 0 with smaller ones; no stored round has both. The "
+            f"tiers are {config.tiers}."
         )
-    return large[0], small
+    return both
+
+
+def _sides(rows: Mapping[int, Path], config: SwarmConfig) -> tuple[list[int], list[int]]:
+    """The large clients, and the smaller ones."""
+    large = [n for n in sorted(rows) if config.tiers[n] == 0]
+    return large, [n for n in sorted(rows) if config.tiers[n] > 0]

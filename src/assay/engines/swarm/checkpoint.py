@@ -2,6 +2,7 @@
 
 import io
 import json
+import tokenize
 import zipfile
 from collections import Counter
 from collections.abc import Mapping
@@ -13,6 +14,11 @@ import torch
 from assay.core.errors import CheckpointError
 from assay.engines.swarm.coordinator import State
 from assay.engines.swarm.session import Session
+
+UNREADABLE = (
+    KeyError, IndexError, ValueError, TypeError, OSError, EOFError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile
+)  # fmt: skip
+"""What numpy and our own reading raise for bytes that are no such arrays."""
 
 
 def arrays_to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -45,6 +51,8 @@ def dump(session: Session) -> bytes:
         "moved_bytes": session.network.moved_bytes,
         "sent_bytes": session.sent_bytes,
         "payloads": session.payloads,
+        "agreed": session.agreed,
+        "taught_bytes": session.taught_bytes,
         "done": {str(n): dict(each) for n, each in session.done.items()},
         "losses": {str(n): loss for n, loss in session.losses.items()},
     }
@@ -63,7 +71,7 @@ def load(session: Session, content: bytes) -> None:
             found = {name: arrays[name] for name in arrays.files}
         facts = json.loads(found["facts"].tobytes())
         _fill(session, found, facts)
-    except (KeyError, ValueError, OSError, RuntimeError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise CheckpointError(
             f"A checkpoint of a swarm must hold the state of its {len(session.config.tiers)} clients; "
             f"this one does not: {error}. Remove it to begin again."
@@ -86,6 +94,8 @@ def _fill(session: Session, found: Mapping[str, np.ndarray], facts: Mapping[str,
     session.network.moved_bytes = msgspec.convert(facts["moved_bytes"], int)
     session.sent_bytes = msgspec.convert(facts["sent_bytes"], int)
     session.payloads = msgspec.convert(facts["payloads"], int)
+    session.agreed = msgspec.convert(facts["agreed"], int)
+    session.taught_bytes = msgspec.convert(facts["taught_bytes"], int)
     done = msgspec.convert(facts["done"], dict[int, dict[str, int]], strict=False)
     session.done = {number: Counter(each) for number, each in done.items()}
     session.losses = msgspec.convert(facts["losses"], dict[int, float], strict=False)

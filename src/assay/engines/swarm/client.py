@@ -1,6 +1,5 @@
 """One client: a replica of its tier, its optimizer, and one gradient a round."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -77,6 +76,8 @@ class Client:
         self.adamw: torch.optim.AdamW | None = None
         # What helper neurons of other turns have not sent, where they lie in the full model.
         self.resting = torch.zeros_like(theta) if config.helpers(number) else None
+        # The turn whose helper neurons the end of the update holds.
+        self.turn = 0
         if config.mode == "local-adamw":
             self.adamw = torch.optim.AdamW(
                 [self.theta], lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay
@@ -114,7 +115,7 @@ class Client:
 
     def held_out_loss(self, text_BT: Tensor, step: int) -> float:
         """Mean cross-entropy in nats of every predicted token, of its own tier."""
-        scaling, shape = self.scaling(step), self.config.shape
+        scaling, shape = scaling_of(self.config, self.tier, step), self.config.shape
         with torch.no_grad():
             views = layout(shape, self.tier).views(self.part(self.tier))
             parts = [
@@ -122,24 +123,15 @@ class Client:
             ]
         return sum(parts) / len(text_BT)
 
-    def scaling(self, step: int, helpers: int = 0) -> Scaling:
-        """The factors of this tier's feed-forward blocks in a round, with so many helper neurons."""
-        config = self.config
-        full, width = config.shape.ffn, config.shape.width(self.tier) + helpers
-        core = config.shape.width(config.gate_tier)
-        gated = self.tier < config.gate_tier or (self.tier == config.gate_tier and helpers)
-        return Scaling(
-            mlp=(full / width) ** config.width_power,
-            residual=(width / full) ** config.residual_power,
-            norm=(width / full) ** config.norm_power,
-            core=core if gated else width,
-            suffix=config.suffix_factor(step) if gated else 1.0,
-            tier=self.tier,
-        )
-
     def digest(self) -> str:
-        """The sha256 of the parameters."""
-        return hashlib.sha256(self.theta.numpy().tobytes()).hexdigest()
+        """Sum and exclusive or of all words of the parameters: equal replicas have one digest.
+
+        Not a cryptographic hash: it is taken in every round, at the speed of memory, and guards against
+        faults, not against a liar.
+        """
+        words = self.theta.numpy().view(np.uint32)
+        total = int(np.add.reduce(words, dtype=np.uint64))
+        return f"{total:016x}{int(np.bitwise_xor.reduce(words)):08x}"
 
     def unsent(self) -> dict[str, np.ndarray]:
         """What a client keeps on its disk: the part of its update that it has not sent."""
@@ -147,7 +139,7 @@ class Client:
             return {}
         kept = {"delta": self.distro.settled().numpy()}
         if self.resting is not None:
-            kept["resting"] = self.resting.numpy().copy()
+            kept |= {"resting": self.resting.numpy().copy(), "turn": np.array([self.turn])}
         return kept
 
     def state(self) -> dict[str, np.ndarray]:
@@ -158,7 +150,7 @@ class Client:
             for at, part in enumerate(self.distro.own or ()):
                 found[f"own.{at}.idx"], found[f"own.{at}.val"] = part.idx.numpy(), part.val.numpy()
         if self.resting is not None:
-            found["resting"] = self.resting.numpy()
+            found |= {"resting": self.resting.numpy(), "turn": np.array([self.turn])}
         if self.adamw is not None and self.adamw.state:
             state = self.adamw.state[self.theta]
             for name in ("step", "exp_avg", "exp_avg_sq"):
@@ -169,19 +161,27 @@ class Client:
         """Take over what `state` or `unsent` gave.
 
         Raises:
-            RuntimeError: It is that of a client of other sizes.
+            ValueError: It is that of a client of other sizes, or holds what is no number; nothing was
+                taken over.
         """
         rows = {"theta": self.theta, "resting": self.resting}
         if self.distro is not None:
             rows["delta"] = self.distro.delta
-            if "own.0.idx" in state:
-                self.distro.own = [
-                    Sent(_tensor(state[f"own.{at}.idx"]), _tensor(state[f"own.{at}.val"]))
-                    for at in range(len(self.plan.groups))
-                ]
+        for name, row in rows.items():
+            if name in state and (row is None or not _fits(state[name], row)):
+                raise ValueError(
+                    f"{name} must be {None if row is None else row.numel()} finite numbers"
+                )
+        if self.distro is not None and "own.0.idx" in state:
+            self.distro.own = [
+                Sent(_tensor(state[f"own.{at}.idx"]), _tensor(state[f"own.{at}.val"]))
+                for at in range(len(self.plan.groups))
+            ]
         for name, row in rows.items():
             if row is not None and name in state:
                 row.copy_(_tensor(state[name]))
+        if "turn" in state:
+            self.turn = int(state["turn"][0])
         if self.adamw is not None and "adamw.step" in state:
             self.adamw.state[self.theta] = {
                 name: _tensor(state[f"adamw.{name}"]) for name in ("step", "exp_avg", "exp_avg_sq")
@@ -190,11 +190,14 @@ class Client:
     def _turn(self, step: int) -> None:
         """Where other helper neurons have their turn: change what is unsent of them."""
         distro, resting, config = self.distro, self.resting, self.config
-        if (step - 1) % config.helper_interval or distro is None or resting is None:
+        turn = (step - 1) // config.helper_interval
+        if turn == self.turn or distro is None or resting is None:
             return
-        before, now = neurons(config, self.number, step - 1), neurons(config, self.number, step)
-        if step == 1 or before is None or now is None:
+        before = neurons(config, self.number, 1 + self.turn * config.helper_interval)
+        now = neurons(config, self.number, step)
+        if before is None or now is None:
             return
+        self.turn = turn
         distro.settle()
         put_helpers(resting, config.shape, self.tier, before, distro.delta)
         fresh = layout(config.shape, self.tier, now.shape[1])
@@ -231,7 +234,7 @@ class Client:
         ):
             leaf.grad = grad
         weights = _with_helpers(leaves)
-        scaling = self.scaling(order.step, config.helpers(self.number))
+        scaling = scaling_of(config, self.tier, order.step, config.helpers(self.number))
         scores = logits(weights, config.shape, order.text_BT[:, :-1], scaling)
         value = cross_entropy(scores, order.text_BT)
         told = float(value.detach())
@@ -257,6 +260,21 @@ class Client:
         return Trained(b"", told)
 
 
+def scaling_of(config: SwarmConfig, tier: int, step: int, helpers: int = 0) -> Scaling:
+    """The factors of a tier's feed-forward blocks in a round, with so many helper neurons."""
+    full, width = config.shape.ffn, config.shape.width(tier) + helpers
+    core = config.shape.width(config.gate_tier)
+    gated = tier < config.gate_tier or (tier == config.gate_tier and helpers > 0)
+    return Scaling(
+        mlp=(full / width) ** config.width_power,
+        residual=(width / full) ** config.residual_power,
+        norm=(width / full) ** config.norm_power,
+        core=core if gated else width,
+        suffix=config.suffix_factor(step) if gated else 1.0,
+        tier=tier,
+    )
+
+
 def beta(config: SwarmConfig, step: int) -> float:
     """The weight of the teacher in a round."""
     return beta_at(step, config.distill_start, config.distill_warmup, config.distill_beta)
@@ -270,6 +288,10 @@ def _with_helpers(leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
             own = name.removesuffix(".helpers")
             found[own] = torch.cat([found[own], extra], dim=1 if own.endswith("down") else 0)
     return found
+
+
+def _fits(array: np.ndarray, row: Tensor) -> bool:
+    return array.dtype == np.float32 and array.shape == row.shape and bool(np.isfinite(array).all())
 
 
 def _tensor(array: np.ndarray) -> Tensor:

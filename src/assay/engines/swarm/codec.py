@@ -98,7 +98,7 @@ def encode(stack_NRaCb: Tensor, cut: Grid) -> tuple[Tensor, Tensor]:
 
 
 def encode_at(stack_NRaCb: Tensor, idx_GK: Tensor, cut: Grid) -> Tensor:
-    """The coefficients of given places of every chunk, [chunks, k].
+    """The coefficients of given places of every chunk, [chunks, k]; 0 where a place is repeated.
 
     Args:
         stack_NRaCb: A stack [count, rows, columns].
@@ -106,7 +106,10 @@ def encode_at(stack_NRaCb: Tensor, idx_GK: Tensor, cut: Grid) -> Tensor:
         cut: Its chunks.
     """
     freq_RaCb = _forward(stack_NRaCb.reshape(-1, cut.a, cut.columns), cut)
-    return freq_RaCb.transpose(1, 2).reshape(-1, cut.volume).gather(1, idx_GK)
+    found = freq_RaCb.transpose(1, 2).reshape(-1, cut.volume).gather(1, idx_GK)
+    earlier = torch.ones(cut.k, cut.k, dtype=torch.bool).tril(-1)
+    again = ((idx_GK[:, :, None] == idx_GK[:, None, :]) & earlier).any(dim=2)
+    return found.masked_fill(again, 0.0)
 
 
 def _forward(rows_RaCb: Tensor, cut: Grid) -> Tensor:

@@ -20,6 +20,9 @@ MOST_TIER = 7
 """Tiers are reported one by one; a client of tier 7 has 1/128 of the neurons."""
 
 
+LEAST_LUCK = 0.05
+MOST_LATENCY_MS = 3000.0
+"""Witnesses wait so long for payloads: where every one is later, nothing is ever applied."""
 STABLE = 0.8
 """Share of the schedule "wsd" (warm-up, stable, decay) before its decay."""
 
@@ -92,13 +95,11 @@ class SwarmConfig:
     """Text: "python" (the standard library's sources, on every machine) or "tinyshakespeare"
     (in the data folder)."""
     batches: Batches = "disjoint"
-    """Data of a round's clients: "disjoint" parts, dealt anew in each round; "aligned" ones, dealt
-    by tier and number, so that runs with one seed deal alike; the "same" part for all; or "fixed":
-    the run's first part for every client in every round, which the source's "same batch" was."""
+    """Data of a round's clients: "disjoint" parts, dealt anew in each round, or "aligned", by tier and
+    number; the "same" part for all; or "fixed": the run's first part for all in every round."""
     mode: Mode = "assay"
-    """How updates are made and applied: "assay" (ours), "reference" (DeMo: at once, no lookahead,
-    mean over the senders of a coefficient), "legacy" (the fork that wrote the logs) or
-    "local-adamw" (nothing is exchanged)."""
+    """How updates are made and applied: "assay" (ours), "reference" (DeMo), "legacy" (the fork that
+    wrote the logs) or "local-adamw" (nothing is exchanged)."""
     payload: Payload = "1bit"
     """What is sent of a coefficient: its sign, or its value in 16 or 32 bits."""
     apply: Apply = "sign"
@@ -108,8 +109,7 @@ class SwarmConfig:
     top_k: int = 8
     """Coefficients that a chunk sends."""
     chunks: Literal["own", "aligned"] = "own"
-    """Along the neurons of a feed-forward block: the largest side that fits a client's own tier, or
-    one that fits every tier of the run, so that all have the same chunks."""
+    """Side along the neurons: the largest for a client's own tier, or one that fits every tier."""
     support: Support = "own"
     """Which coefficients a client sends: its own largest, or those that the widest member sends."""
     decay: float = 0.999
@@ -138,10 +138,9 @@ class SwarmConfig:
     tier_gates: bool = False
     """A learnable factor exp(a) of each feed-forward block for each tier, a = 0 at the start."""
     share_prefix: tuple[bool, ...] = ()
-    """Whether each client, in turn, sends updates of its feed-forward neurons; () is all."""
+    """Whether each client sends updates of its feed-forward neurons; () is all."""
     helper_fractions: tuple[float, ...] = ()
-    """Share of its own neurons that each client, in turn, trains besides, out of the suffix; () is
-    none. Such a client stores the full model, and computes with the neurons of its turn."""
+    """Share of its own neurons that each client trains besides, out of the suffix; () is none."""
     helper_interval: int = 16
     """Rounds after which other helper neurons are drawn."""
     suffix_gate: Literal["off", "linear", "cosine"] = "off"
@@ -243,8 +242,8 @@ class SwarmConfig:
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative; got {getattr(self, name)}")
-        for name in ("lr", "final_lr", "weight_decay", "clip", "stop_s"):
-            if not 0 <= getattr(self, name) < float("inf"):
+        for name in ("lr", "final_lr", "weight_decay", "clip", "stop_s", "bandwidth"):
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(
                     f"{name} must be a number of at least 0; got {getattr(self, name)}"
                 )
@@ -256,15 +255,18 @@ class SwarmConfig:
         for name in ("loss", "corrupt", "churn"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be from 0 to below 1; got {getattr(self, name)}")
-        if not 0 <= self.latency_ms[0] <= self.latency_ms[1] < float("inf"):
+        if (1 - self.loss) * (1 - self.corrupt) < LEAST_LUCK:
             raise ValueError(
-                f"latency_ms must be two numbers, the smaller first; got {self.latency_ms}"
+                f"loss and corrupt must let one payload in {1 / LEAST_LUCK:.0f} through; got {self.loss}, "
+                f"{self.corrupt}"
             )
-        if self.bandwidth < 0 or any(not 0 < each < 1e6 for each in self.compute_s):
+        if not 0 <= self.latency_ms[0] <= self.latency_ms[1] < MOST_LATENCY_MS:
             raise ValueError(
-                f"bandwidth must not be negative and compute_s be positive; got {self.bandwidth}, "
-                f"{self.compute_s}"
+                "latency_ms must be two numbers, the smaller first, below the time for which witnesses wait "
+                f"({MOST_LATENCY_MS:g}); got {self.latency_ms}"
             )
+        if any(not 0 < each < 1e6 for each in self.compute_s):
+            raise ValueError(f"compute_s must be positive; got {self.compute_s}")
         if self.churn and self.epoch_rounds < 1:
             raise ValueError(
                 "churn needs epochs: set epoch_rounds, so that who died can join again"
@@ -272,17 +274,29 @@ class SwarmConfig:
 
     def _check_teaching(self) -> None:
         """Gate and distillation."""
+        powers = (self.width_power, self.residual_power, self.norm_power)
+        if not all(math.isfinite(power) for power in powers):
+            raise ValueError(
+                f"width_power, residual_power and norm_power must be finite; got {powers}"
+            )
         if self.gate_start < 0 or self.gate_warmup < 0:
             raise ValueError(
                 "gate_start and gate_warmup must not be negative; got "
                 f"{self.gate_start}, {self.gate_warmup}"
             )
         self.shape.width(self.gate_tier)
-        if self.distill_beta and self.batches == "disjoint":
+        if self.distill_beta and self.batches not in ("same", "fixed"):
             raise ValueError(
-                "distill_beta needs a teacher on the same sequences: set batches to 'same' or 'fixed'"
+                "distill_beta needs a teacher on the same sequences: set batches to 'same' or 'fixed'; "
+                f"got {self.batches!r}"
             )
-        if not 0 <= self.distill_beta <= 1 or self.distill_k < 1 or self.distill_temperature <= 0:
+        if self.distill_beta and not min(self.tiers) == 0 < max(self.tiers):
+            raise ValueError(
+                "distill_beta needs a full client (tier 0) that teaches, and narrower ones; the tiers are "
+                f"{self.tiers}"
+            )
+        warm = 0 < self.distill_temperature < math.inf
+        if not 0 <= self.distill_beta <= 1 or self.distill_k < 1 or not warm:
             raise ValueError(
                 "distill_beta must be from 0 to 1, distill_k at least 1 and distill_temperature positive; "
                 f"got {self.distill_beta}, {self.distill_k}, {self.distill_temperature}"
@@ -295,6 +309,12 @@ class SwarmConfig:
 
     def _check_neurons(self) -> None:
         """Helper neurons, and chunks that clients of several tiers share."""
+        for name in ("helper_fractions", "share_prefix", "compute_s"):
+            if len(getattr(self, name)) > len(self.tiers):
+                raise ValueError(
+                    f"{name} has an entry for each client, repeated if there are fewer; {len(self.tiers)} "
+                    f"clients, got {len(getattr(self, name))}"
+                )
         if any(not 0 <= each <= 1 for each in self.helper_fractions):
             raise ValueError(f"helper_fractions must be from 0 to 1; got {self.helper_fractions}")
         apart = any(self.helper_fractions) or not all(self.share_prefix)

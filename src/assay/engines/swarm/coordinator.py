@@ -33,6 +33,7 @@ class Settings:
         witness_s: Time that is always waited for witnesses.
         cooldown_s: Time to write the checkpoint at the end of an epoch.
         epoch_s: After this time an epoch ends, two rounds later, so that what was sent is applied.
+        epoch_rounds: After so many rounds an epoch ends at once: what was sent is applied then; 0 is never.
         waiting_s: Further time for more clients once enough are there.
         min_clients: Fewer end an epoch.
         init_min_clients: Fewer do not begin one.
@@ -51,6 +52,7 @@ class Settings:
     init_min_clients: int = 1
     witnesses: int = 1
     total_steps: int = 100
+    epoch_rounds: int = 0
     stop_s: float = math.inf
 
     def __post_init__(self) -> None:
@@ -86,6 +88,7 @@ class State:
         epoch: Counted from 0.
         step: Rounds that are done.
         epoch_at: When the epoch's training began.
+        epoch_step: Rounds that were done then.
         last_step: Round after which the epoch ends; None while that is open.
         members: Who trains in this epoch, by number.
         pending: Who waits for the next epoch: number → tier.
@@ -101,6 +104,7 @@ class State:
     epoch: int = 0
     step: int = 0
     epoch_at: float = 0.0
+    epoch_step: int = 0
     last_step: int | None = None
     members: tuple[Member, ...] = ()
     pending: Mapping[int, int] = field(default_factory=dict)
@@ -221,6 +225,7 @@ def _warmup(state: State, settings: Settings, now: float) -> State:
         at=now,
         members=members,
         epoch_at=now,
+        epoch_step=state.step,
         last_step=None,
         proofs={},
         agreed={},
@@ -237,23 +242,26 @@ def _train(state: State, settings: Settings, now: float) -> State:
 def _witness(state: State, settings: Settings, now: float) -> State:
     if now < state.at + settings.witness_s:
         return state
-    agreed = consensus(state.proofs.values())
+    needed = quorum(min(settings.witnesses, len(state.members)))
+    agreed = consensus(state.proofs.values(), needed)
     done = state.step + 1
     missed = {
         m.client: 0 if m.client in agreed else state.missed.get(m.client, 0) + 1
         for m in state.members
     }
     # A member that no quorum heard for two rounds is dropped; where there was no quorum, nobody is.
-    dropped = {c for c, n in missed.items() if n >= 2} if state.proofs else set[int]()
+    enough = len(state.proofs) >= max(1, needed)
+    dropped = {c for c, n in missed.items() if n >= 2} if enough else set[int]()
     members = tuple(member for member in state.members if member.client not in dropped)
     last = state.last_step
     if last is None and now >= state.epoch_at + settings.epoch_s:
         last = done + 2
     ends = (
-        not state.proofs
+        not enough
         or len(members) < settings.min_clients
         or done >= settings.total_steps
         or now >= settings.stop_s
+        or (settings.epoch_rounds and done - state.epoch_step >= settings.epoch_rounds)
         or state.paused
         or (last is not None and done >= last)
     )
@@ -282,12 +290,10 @@ def _cooldown(state: State, settings: Settings, now: float) -> State:
     return replace(state, phase=phase, at=now, epoch=state.epoch + 1, agreed={})
 
 
-def consensus(proofs: Iterable[Mapping[int, str]]) -> dict[int, str]:
-    """The payloads that a quorum of the reporting witnesses received with the same digest."""
-    reports = list(proofs)
-    needed = quorum(len(reports)) if reports else 1
+def consensus(proofs: Iterable[Mapping[int, str]], needed: int) -> dict[int, str]:
+    """The payloads that so many witnesses received with the same digest."""
     votes: dict[tuple[int, str], int] = {}
-    for report in reports:
+    for report in proofs:
         for client, digest in report.items():
             votes[client, digest] = votes.get((client, digest), 0) + 1
     agreed = {client: digest for (client, digest), count in votes.items() if count >= needed}

@@ -22,10 +22,11 @@ class Crew(Protocol):
     def at_hand(self, needed: int) -> Sequence[int]:
         """Numbers of the clients that could join now; waits until there are so many."""
 
-    def admit(self, given: Mapping[int, Tensor | int]) -> None:
+    def admit(self, given: Mapping[int, Tensor | int], step: int) -> None:
         """Clients begin: with given parameters of the tier that they store, or those of a living peer.
 
-        They take up what they have kept themselves of an earlier life.
+        They take up what they have kept themselves of an earlier life, unless that is of a round after
+        `step`, the last that is done: a run that went back to a checkpoint has not been there.
         """
 
     def lose(self, number: int) -> None:
@@ -41,7 +42,7 @@ class Crew(Protocol):
         """A client's parameters, of the tier that it stores; None, here and below: it just died."""
 
     def digests(self) -> dict[int, str]:
-        """The sha256 of every living client's parameters."""
+        """A digest of every living client's parameters."""
 
     def held_out_loss(self, number: int, text_BT: Tensor, step: int) -> float | None:
         """A client's loss on held-out text, in nats."""
@@ -77,8 +78,9 @@ class LocalCrew:
         del needed
         return range(len(self.config.tiers))
 
-    def admit(self, given: Mapping[int, Tensor | int]) -> None:
+    def admit(self, given: Mapping[int, Tensor | int], step: int) -> None:
         """Begin with given parameters, and with what was kept of an earlier life."""
+        del step
         for number, what in given.items():
             if isinstance(what, int):
                 what = self.clients[what].part(self.config.stored(number))
@@ -106,7 +108,7 @@ class LocalCrew:
         return self.clients[number].theta
 
     def digests(self) -> dict[int, str]:
-        """The sha256 of every client's parameters."""
+        """A digest of every client's parameters."""
         return {number: client.digest() for number, client in sorted(self.clients.items())}
 
     def held_out_loss(self, number: int, text_BT: Tensor, step: int) -> float:

@@ -75,11 +75,11 @@ class Text:
         """Cut a corpus into sequences."""
         self.tokens, self.seq_len = tokens, seq_len
         total = (len(tokens) - 1) // seq_len
-        self.held = max(1, int(total * HELD_OUT))
+        self.held = max(2, int(total * HELD_OUT))
         self.train = total - self.held
-        if self.train < 1:
+        if self.held < 2 or self.train < 1:
             raise ConfigError(
-                f"A corpus must hold at least two sequences; {len(tokens)} tokens make {total} of "
+                f"A corpus must hold sequences to train, to choose and to test with; {len(tokens)} tokens make {total} of "
                 f"{seq_len}. Take a shorter seq_len."
             )
 
@@ -88,9 +88,17 @@ class Text:
         at = np.asarray(numbers, dtype=np.int64)[:, None] * self.seq_len
         return torch.from_numpy(self.tokens[at + np.arange(self.seq_len + 1)].astype(np.int64))
 
-    def held_out(self, count: int) -> Tensor:
-        """The first `count` held-out sequences, or all."""
-        return self.sequences(range(self.train, self.train + min(count, self.held)))
+    def test(self, count: int) -> Tensor:
+        """The first `count` held-out sequences, at most half of them: for final values only."""
+        return self.sequences(range(self.train, self.train + self._tested(count)))
+
+    def validation(self, count: int) -> Tensor:
+        """As many held-out sequences that are no test sequences, or all of those: for curves and choices."""
+        first = self.train + self._tested(count)
+        return self.sequences(range(first, min(first + count, self.train + self.held)))
+
+    def _tested(self, count: int) -> int:
+        return min(count, self.held // 2)
 
 
 def assignment(
@@ -104,6 +112,8 @@ def assignment(
         step: Round, from 1.
         clients: Who trains, by tier and number.
     """
+    if not clients:
+        return {}
     if config.batches == "fixed":
         each = max(1, config.batch // len(clients))
         return dict.fromkeys(clients, order[:each])

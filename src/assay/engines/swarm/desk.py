@@ -19,18 +19,19 @@ LOOK_EVERY_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What a joiner must know: the run's configuration, and the hash of its model's schema."""
+    """What a joiner must know: the run's configuration and identity, and its model's schema hash."""
 
     config: SwarmConfig
     schema: str
+    run: str
 
 
 class Desk:
     """Who sits where."""
 
-    def __init__(self, config: SwarmConfig) -> None:
+    def __init__(self, config: SwarmConfig, run: str) -> None:
         """All seats are free."""
-        self._about = About(config, schema_hash(config.shape))
+        self._about = About(config, schema_hash(config.shape), run)
         self._reserved: dict[int, float] = {}
         self._actors: dict[int, Any] = {}
         self._told: dict[str, Any] = {}

@@ -37,6 +37,20 @@ METRICS = (
         "faults/lost": Metric(says="Payloads lost on their way, each asked for again.", low=0.0),
         "faults/altered": Metric(says="Payloads that arrived altered and were refused.", low=0.0),
         "faults/late": Metric(says="Payloads that a witness did not have in time.", low=0.0),
+        "faults/refused": Metric(
+            says="Payloads that could not be read, and were heard by nobody.", low=0.0
+        ),
+        "faults/untaught": Metric(
+            says="Times that a small client had to train without a teacher, which was away.",
+            low=0.0,
+        ),
+        "sync/taught_bytes": Metric(
+            says="Bytes that teachers sent to the small clients, all together; not in the payloads.",
+            low=0.0,
+        ),
+        "sync/applied_share": Metric(
+            says="Share of the payloads that were agreed on and applied.", low=0.0, high=1.0
+        ),
         "faults/kills": Metric(says="Clients that died.", low=0.0),
         "faults/rejoins": Metric(says="Clients that joined after the first epoch.", low=0.0),
         "time/simulated_s": Metric(says="Simulated time of the run.", low=0.0),
@@ -55,7 +69,9 @@ METRICS = (
         for t in TIERS
     }
     | {
-        f"val/loss_nats_tier{t}": _loss(f"Mean cross-entropy of tier {t} on held-out sequences.")
+        f"val/loss_nats_tier{t}": _loss(
+            f"Mean cross-entropy of tier {t} on held-out sequences, others than those of test."
+        )
         for t in TIERS
     }
     | {

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+import msgspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -20,10 +21,12 @@ from torch import Tensor
 from assay.core.errors import CheckpointError
 from assay.engines.swarm.config import Shape
 from assay.engines.swarm.matformer import layout, slice_tier, tier_of
+from assay.engines.swarm.model import PLAIN, Scaling
 
 MANIFEST = "matformer_manifest.json"
 SCHEMA_VERSION = 1
 MOST_BYTES = 2**34
+MOST_SIZE = 2**24
 Strategy = Literal["auto", "universal", "sliced"]
 
 
@@ -36,12 +39,14 @@ class Loaded:
         shape: Sizes of the full model.
         tier: The tier of `theta`.
         was_sliced: Whether it was read as a slice, or cut here from the full model.
+        scaling: The factors of its feed-forward blocks.
     """
 
     theta: Tensor
     shape: Shape
     tier: int
     was_sliced: bool
+    scaling: Scaling = PLAIN
 
 
 def schema_hash(shape: Shape) -> str:
@@ -54,7 +59,13 @@ def schema_hash(shape: Shape) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def write_tiers(theta: Tensor, shape: Shape, folder: Path, tiers: Sequence[int]) -> Path:
+def write_tiers(
+    theta: Tensor,
+    shape: Shape,
+    folder: Path,
+    tiers: Sequence[int],
+    scalings: Mapping[int, Scaling] | None = None,
+) -> Path:
     """Write slices of a full model; returns the manifest.
 
     Args:
@@ -62,6 +73,7 @@ def write_tiers(theta: Tensor, shape: Shape, folder: Path, tiers: Sequence[int])
         shape: Their sizes.
         folder: New, or empty.
         tiers: Which to write.
+        scalings: The factors of each tier's feed-forward blocks, if it has any.
 
     Raises:
         CheckpointError: The folder holds a manifest already.
@@ -73,7 +85,8 @@ def write_tiers(theta: Tensor, shape: Shape, folder: Path, tiers: Sequence[int])
         place = folder / f"tier{tier}"
         place.mkdir(parents=True, exist_ok=True)
         model = to_bytes(slice_tier(theta, shape, tier), shape, tier)
-        files = {"config.json": _config(shape, tier), "model.safetensors": model}
+        scaling = (scalings or {}).get(tier, PLAIN)
+        files = {"config.json": _config(shape, tier, scaling), "model.safetensors": model}
         for name, content in files.items():
             (place / name).write_bytes(content)
         entries.append(
@@ -110,9 +123,15 @@ def from_bytes(content: bytes, shape: Shape, tier: int) -> Tensor:
         CheckpointError: Damaged, or not the tensors of this tier.
     """
     plan = layout(shape, tier)
-    theta = torch.empty(plan.size)
     try:
         tensors = load_tensors(content)
+        # Before memory is taken for sizes that only a configuration names.
+        names = {name for group in plan.groups for name in group.names}
+        if names != set(tensors):
+            raise ValueError(f"tensors {sorted(names ^ set(tensors))[:3]} are missing or too many")
+        if sum(each.numel() for each in tensors.values()) != plan.size:
+            raise ValueError(f"they must be {plan.size:,} numbers")
+        theta = torch.empty(plan.size)
         for name, view in plan.views(theta).items():
             if tensors[name].shape != view.shape:
                 raise ValueError(f"{name} is {tuple(tensors[name].shape)}, not {tuple(view.shape)}")
@@ -150,7 +169,7 @@ def read_tier(folder: Path, tier: int, strategy: Strategy = "auto") -> Loaded:
         raise CheckpointError(
             f"{folder} holds neither tier {tier} nor the full model. Export tier 0."
         )
-    theta, shape, found = _read(folder, by_tier[source])
+    theta, shape, found, scaling = _read(folder, by_tier[source])
     if found != source:
         raise CheckpointError(
             f"{folder}: tier {source} must hold its own width; it holds that of tier {found}: slicing a "
@@ -161,11 +180,11 @@ def read_tier(folder: Path, tier: int, strategy: Strategy = "auto") -> Loaded:
             f"{folder}: the model does not have the schema that the manifest names."
         )
     if source == tier:
-        return Loaded(theta, shape, tier, was_sliced=tier > 0)
+        return Loaded(theta, shape, tier, tier > 0, scaling)
     return Loaded(slice_tier(theta, shape, tier), shape, tier, was_sliced=False)
 
 
-def _config(shape: Shape, tier: int) -> bytes:
+def _config(shape: Shape, tier: int, scaling: Scaling) -> bytes:
     told = {
         "architecture": "assay-matformer",
         "hidden_size": shape.hidden,
@@ -175,6 +194,9 @@ def _config(shape: Shape, tier: int) -> bytes:
         "vocab_size": shape.vocab,
         "matformer_tier": tier,
         "matformer_base_intermediate_size": shape.ffn,
+        "matformer_tier_gates": shape.tier_gates,
+        "matformer_suffix_logits": shape.suffix_logits,
+        "matformer_scaling": asdict(scaling),
     }
     return (json.dumps(told, indent=1) + "\n").encode()
 
@@ -196,8 +218,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def _read(folder: Path, entry: Mapping[str, Any]) -> tuple[Tensor, Shape, int]:
-    """Parameters, sizes and tier of one entry, every file compared with its digest."""
+def _read(folder: Path, entry: Mapping[str, Any]) -> tuple[Tensor, Shape, int, Scaling]:
+    """Parameters, sizes, tier and factors of one entry, every file compared with its digest."""
     contents: dict[str, bytes] = {}
     for name, sha in entry["files"].items():
         pure = PurePosixPath(name)
@@ -223,9 +245,15 @@ def _read(folder: Path, entry: Mapping[str, Any]) -> tuple[Tensor, Shape, int]:
             heads=int(told["num_attention_heads"]),
             ffn=int(told["matformer_base_intermediate_size"]),
             vocab=int(told["vocab_size"]),
+            tier_gates=bool(told.get("matformer_tier_gates", False)),
+            suffix_logits=bool(told.get("matformer_suffix_logits", False)),
         )
+        sizes = (shape.hidden, shape.layers, shape.heads, shape.ffn, shape.vocab)
+        if not all(0 < size <= MOST_SIZE for size in sizes):
+            raise ValueError(f"sizes must be from 1 to {MOST_SIZE:,}; got {sizes}")
+        scaling = msgspec.convert(told.get("matformer_scaling", {}), Scaling)
         tier = tier_of(shape, int(told["intermediate_size"]))
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError, msgspec.ValidationError) as error:
         raise CheckpointError(f"{folder}: a tier's config.json does not fit: {error}.") from error
     theta = from_bytes(contents.get("model.safetensors", b""), shape, tier)
-    return theta, shape, tier
+    return theta, shape, tier, scaling

@@ -34,7 +34,7 @@ class Network:
     Attributes:
         config: Says which faults.
         seed: Of the faults.
-        events: What happened: lost, altered, kills, rejoins.
+        events: What happened, as `counts` names it.
         moved_bytes: Bytes that crossed the network, repeated ones included.
     """
 
@@ -108,7 +108,7 @@ class Network:
 
     def counts(self) -> dict[str, float]:
         """What happened so far, as metrics."""
-        names = ("lost", "altered", "kills", "rejoins", "late")
+        names = ("lost", "altered", "refused", "late", "kills", "rejoins", "untaught")
         return {f"faults/{name}": float(self.events[name]) for name in names} | {
             "sync/moved_bytes": float(self.moved_bytes)
         }

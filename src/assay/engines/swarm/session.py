@@ -10,25 +10,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from assay.core.engine import RunContext
+from assay.core.errors import DataError
 from assay.engines.swarm import coordinator
-from assay.engines.swarm.client import Order, Trained, beta
+from assay.engines.swarm.client import Client, Order, Trained, beta
 from assay.engines.swarm.config import SwarmConfig
 from assay.engines.swarm.coordinator import Phase, Settings, State
-from assay.engines.swarm.crew import Crew, LocalCrew
-from assay.engines.swarm.data import Text, assignment, corpus
+from assay.engines.swarm.crew import Crew
+from assay.engines.swarm.data import Text, assignment
 from assay.engines.swarm.distro import RULES
 from assay.engines.swarm.exchange import read
-from assay.engines.swarm.matformer import initial, layout, prefix, slice_tier
+from assay.engines.swarm.matformer import layout, prefix, slice_tier
 from assay.engines.swarm.network import Network
 from assay.engines.swarm.payload import PayloadError, digest
 
 PATIENCE_S = 3.0
 """A witness reports when it has every member's payload, or so long after its own."""
 FOREVER_S = 1e12
+MOST_TRIES = 20
 
 
 @dataclass
@@ -50,6 +50,8 @@ class Session:
         applied: Round → payloads of the updates that were applied in the last round.
         sent_bytes: Of all payloads so far, each counted once.
         payloads: How many.
+        agreed: How many of them were agreed on, to be applied.
+        taught_bytes: Of all that teachers sent.
         done: Client → its rounds, bytes sent and received, and deaths.
         losses: Client → its last training loss, in nats.
     """
@@ -68,6 +70,8 @@ class Session:
     applied: dict[int, dict[int, bytes]] = field(default_factory=dict)
     sent_bytes: int = 0
     payloads: int = 0
+    agreed: int = 0
+    taught_bytes: int = 0
     done: dict[int, Counter[str]] = field(default_factory=dict)
     losses: dict[int, float] = field(default_factory=dict)
 
@@ -88,7 +92,8 @@ class Session:
         slowest = max(self.network.compute_s(i) for i in range(len(self.config.tiers)))
         few = min(3, len(self.config.tiers))
         return Settings(
-            epoch_s=rounds * 1.0 if rounds else FOREVER_S,
+            epoch_s=FOREVER_S,
+            epoch_rounds=rounds,
             round_s=max(30.0, 3 * slowest),
             witness_s=0.001,
             witnesses=few,
@@ -107,13 +112,13 @@ class Session:
         if rule and rule.delay and step - rule.delay in self.waiting:
             self._apply(step - rule.delay, step)
         trained = self._train(step)
-        packed = {n: each.payload for n, each in sorted(trained.items()) if self.exchanges}
+        packed = self._readable(step, trained)
         metrics = self._metrics(step, trained)
         self.sent = packed
         self.sent_bytes += sum(map(len, packed.values()))
         self.payloads += len(packed)
-        self._exchange(step, sorted(trained), packed)
-        if rule and not rule.delay:
+        self._exchange(step, sorted(packed if self.exchanges else trained), packed)
+        if rule and not rule.delay and step in self.waiting:
             self._apply(step, step)
         self._bury(step)
         if self.state.phase is Phase.COOLDOWN:
@@ -138,10 +143,40 @@ class Session:
                 for number, order in orders.items():
                     given = did.given if teaches and self._tier(number) > 0 else None
                     orders[number] = Order(step, order.text_BT, given, lead)
-                    self.network.moved_bytes += given.bytes if given is not None else 0
+                    size = given.bytes if given is not None else 0
+                    self.network.moved_bytes += size
+                    self.taught_bytes += size
         trained |= self.crew.train(orders)
+        if teaches:
+            taught = any(order.teacher is not None for order in orders.values())
+            students = sum(self._tier(number) > 0 for number in members)
+            self.network.events["untaught"] += 0 if taught else students
         self._notice_dead()
         return trained
+
+    def _readable(self, step: int, trained: Mapping[int, Trained]) -> dict[int, bytes]:
+        """The payloads of a round that can be read; who sends what cannot be is not heard.
+
+        Raises:
+            DataError: None can be read: the run has diverged.
+        """
+        if not self.exchanges:
+            return {}
+        packed: dict[int, bytes] = {}
+        wrong = ""
+        for number, did in sorted(trained.items()):
+            try:
+                read(self.config, number, step, did.payload)
+                packed[number] = did.payload
+            except PayloadError as error:
+                self.network.events["refused"] += 1
+                wrong = f"client {number}: {error}"
+        if trained and not packed:
+            raise DataError(
+                f"A round needs a payload that can be read; in round {step} none can ({wrong}). If values "
+                "are not finite, the run has diverged: lower lr."
+            )
+        return packed
 
     def _exchange(self, step: int, members: Sequence[int], packed: Mapping[int, bytes]) -> None:
         """Send, witness, agree; the round's agreed payloads wait to be applied."""
@@ -186,6 +221,7 @@ class Session:
         if packed:
             warm = {n for n in self.state.agreed if not self._is_cold(n, step, state)}
             self.waiting[step] = {n: packed[n] for n in self.state.agreed if n in warm}
+            self.agreed += len(self.waiting[step])
         dropped = set(members) - {member.client for member in self.state.members}
         # Without a witness all are withdrawn, and live on; else who was dropped is gone.
         for number in dropped if heard_by_some else ():
@@ -208,8 +244,12 @@ class Session:
 
     def _assemble(self) -> None:
         """Waiting and warm-up: everybody who is not a member joins, and fetches the parameters."""
-        settings = self.settings
+        settings, tries = self.settings, 0
         while self.state.phase in (Phase.WAITING, Phase.WARMUP):
+            tries += 1
+            if tries > MOST_TRIES:
+                few = f"{len(self.crew.living())} of {settings.init_min_clients} clients that it needs"
+                raise DataError(f"An epoch cannot begin: in {MOST_TRIES} tries {few} were there.")
             known = {member.client for member in self.state.members}
             for number in self.crew.at_hand(settings.init_min_clients):
                 if number not in known:
@@ -237,7 +277,7 @@ class Session:
             if self.state.epoch:
                 self.network.moved_bytes += 4 * layout(config.shape, stored).size
                 self.network.events["rejoins"] += 1
-        self.crew.admit(given)
+        self.crew.admit(given, self.state.step)
 
     def full_model(self) -> Tensor:
         """The parameters of tier 0 as the living clients have them; a flat row."""
@@ -294,25 +334,35 @@ class Session:
         self.crew.apply(packed, sent_at, self.config.lr_at(step))
 
     def equal_replicas(self) -> bool:
-        """Whether all clients of a tier hold the same parameters, bit for bit."""
+        """Whether all clients of a tier hold the same parameters bit for bit; not if nobody lives."""
         found: dict[int, set[str]] = {}
         for number, digest_ in self.crew.digests().items():
             found.setdefault(self.config.stored(number), set()).add(digest_)
-        return all(len(each) == 1 for each in found.values())
+        return bool(found) and all(len(each) == 1 for each in found.values())
 
-    def held_out(self) -> dict[int, float]:
-        """Tier → loss of the full model's slice of that width on held-out text, in nats.
+    def held_out(self, *, final: bool) -> dict[int, float]:
+        """Tier → loss on held-out text, in nats, of every tier of the run: test text if final.
 
-        Of a client that trains locally, its own: there is no common model.
+        That of the first living client of the tier; if none lives, that of a slice of the full model
+        as of the last cool-down.
         """
-        text = self.text.held_out(self.config.eval_sequences)
+        count = self.config.eval_sequences
+        text = self.text.test(count) if final else self.text.validation(count)
         found: dict[int, float] = {}
         for number in self.crew.living():
             tier = self._tier(number)
             if tier not in found:
                 loss = self.crew.held_out_loss(number, text, self.state.step)
                 found |= {} if loss is None else {tier: loss}
-        return found
+        for number, tier in enumerate(self.config.tiers):
+            if tier not in found:
+                client = Client(self.config, number, self._patched(self.config.stored(number)))
+                found[tier] = client.held_out_loss(text, self.state.step)
+        return dict(sorted(found.items()))
+
+    def applied_share(self) -> float:
+        """Payloads that were agreed on, of all that were sent; 0 if none were."""
+        return self.agreed / self.payloads if self.payloads else 0.0
 
     def _is_cold(self, number: int, step: int, state: State) -> bool:
         """Whether a member came in too late for what it sends to be applied."""
@@ -335,18 +385,3 @@ class Session:
         for tier, each in sorted(losses.items()):
             found[f"train/loss_nats_tier{tier}"] = sum(each) / len(each)
         return found
-
-
-def begin(config: SwarmConfig, context: RunContext, crew: Crew | None = None) -> Session:
-    """A run at round 0: every replica will be cut from one full model.
-
-    Args:
-        config: Of the run.
-        context: Seeds and data.
-        crew: Where the clients are; None is this process.
-    """
-    text = Text(corpus(config.corpus, context.data_dir), config.seq_len)
-    theta = initial(config.shape, torch.Generator().manual_seed(context.seeds["init"]))
-    order = np.random.default_rng(context.seeds["data"]).permutation(text.train)
-    network = Network(config, context.seeds["faults"])
-    return Session(config, crew or LocalCrew(config), text, order, network, theta)

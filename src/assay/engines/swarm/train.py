@@ -10,12 +10,14 @@ from assay.core.engine import RunContext
 from assay.engines import memory
 from assay.engines.swarm import checkpoint
 from assay.engines.swarm.config import SwarmConfig
-from assay.engines.swarm.crew import Crew
+from assay.engines.swarm.crew import Crew, LocalCrew
+from assay.engines.swarm.data import Text, corpus
 from assay.engines.swarm.exchange import update
 from assay.engines.swarm.export import to_bytes
-from assay.engines.swarm.matformer import layout, parameters
+from assay.engines.swarm.matformer import initial, layout, parameters
+from assay.engines.swarm.network import Network
 from assay.engines.swarm.payload import dense_bytes
-from assay.engines.swarm.session import Session, begin
+from assay.engines.swarm.session import Session
 
 SHOW_EVERY_S = 1.0
 
@@ -32,6 +34,7 @@ def train_one(
     context: RunContext,
     crew: Crew | None = None,
     watch: Callable[[Session], None] | None = None,
+    start: torch.Tensor | None = None,
 ) -> None:
     """Train one run to its end, or until its context says stop.
 
@@ -40,20 +43,25 @@ def train_one(
         context: Seeds, data, and where results go.
         crew: Where the clients are; None is this process.
         watch: Told after every round.
+        start: Parameters of the full model to begin with, instead of drawn ones.
     """
     memory.keep()
     session = begin(config, context, crew)
+    if start is not None:
+        session.full.copy_(start)
     found = context.load_checkpoint()
     if found is not None:
         checkpoint.load(session, found[1])
-    start = session.state.step
+    first = session.state.step
     shown = began = time.monotonic()
     while not session.is_finished:
-        step = session.state.step + 1
+        step, epoch = session.state.step + 1, session.state.epoch
         metrics = session.round()
         if step % config.eval_interval == 0 or session.is_finished:
-            metrics |= {f"val/loss_nats_tier{t}": v for t, v in session.held_out().items()}
-            metrics["sync/replicas_equal"] = float(session.equal_replicas())
+            metrics |= {
+                f"val/loss_nats_tier{t}": v for t, v in session.held_out(final=False).items()
+            }
+        metrics["sync/replicas_equal"] = float(session.equal_replicas())
         metrics["sync/members"] = float(len(session.state.members))
         context.log(metrics, step=step)
         store(session, context, step)
@@ -65,11 +73,27 @@ def train_one(
             context.progress(step, config.steps, _shown(session, metrics))
         stop = context.should_stop()
         due = config.checkpoint_interval and step % config.checkpoint_interval == 0
-        if stop or due:
+        cooled = session.state.epoch > epoch and not session.is_finished
+        if stop or due or cooled:
             context.save_checkpoint(step, checkpoint.dump(session))
         if stop:
             return
-    _finish(session, context, (time.monotonic() - began) / max(1, session.state.step - start))
+    _finish(session, context, (time.monotonic() - began) / max(1, session.state.step - first))
+
+
+def begin(config: SwarmConfig, context: RunContext, crew: Crew | None = None) -> Session:
+    """A run at round 0: every replica will be cut from one full model.
+
+    Args:
+        config: Of the run.
+        context: Seeds and data.
+        crew: Where the clients are; None is this process.
+    """
+    text = Text(corpus(config.corpus, context.data_dir), config.seq_len)
+    theta = initial(config.shape, torch.Generator().manual_seed(context.seeds["init"]))
+    order = np.random.default_rng(context.seeds["data"]).permutation(text.train)
+    network = Network(config, context.seeds["faults"])
+    return Session(config, crew or LocalCrew(config), text, order, network, theta)
 
 
 def _shown(session: Session, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -82,9 +106,11 @@ def _shown(session: Session, metrics: Mapping[str, float]) -> dict[str, float]:
 
 def _finish(session: Session, context: RunContext, seconds: float) -> None:
     config = session.config
-    final = {f"test/loss_nats_tier{t}": v for t, v in session.held_out().items()}
+    final = {f"test/loss_nats_tier{t}": v for t, v in session.held_out(final=True).items()}
     each = session.sent_bytes / session.payloads if session.payloads else 0.0
     dense = sum(dense_bytes(parameters(config.shape, t)) for t in config.tiers) / len(config.tiers)
+    if "model" in config.store:
+        context.save("model.safetensors", to_bytes(session.full_model(), config.shape, 0))
     context.summary(
         final
         | session.network.counts()
@@ -93,12 +119,12 @@ def _finish(session: Session, context: RunContext, seconds: float) -> None:
             "sync/bytes_per_client_round": each,
             "sync/dense_ratio": dense / each if each else 0.0,
             "sync/replicas_equal": float(session.equal_replicas()),
+            "sync/applied_share": session.applied_share(),
+            "sync/taught_bytes": float(session.taught_bytes),
             "time/simulated_s": session.now,
             "speed/seconds_per_round": seconds,
         }
     )
-    if "model" in config.store:
-        context.save("model.safetensors", to_bytes(session.full_model(), config.shape, 0))
     context.spent(rounds=session.state.step)
 
 
