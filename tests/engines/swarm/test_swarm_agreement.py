@@ -36,6 +36,14 @@ def stored(tmp_path_factory):
 
 def updates(files):
     """Round → client → name → decoded float64 matrix, by code that is not the engine's."""
+    return {
+        step: {c: {n: back(freq) for n, freq in named.items()} for c, named in clients.items()}
+        for step, clients in coefficients(files).items()
+    }
+
+
+def coefficients(files):
+    """Round → client → name → coefficients [rows, columns, a, b] in float64."""
     found = {}
     for name, path in files.items():
         if name.startswith("payload"):
@@ -43,8 +51,7 @@ def updates(files):
             tier = STORED.tiers[client]
             cuts = grids(STORED.shape, tier, STORED.cut)
             sent = unpack(path.read_bytes(), Head("1bit", tier, step, client, schema(cuts)), cuts)
-            decoded = {n: back(freq) for n, freq in dense(tier, sent, cuts, STORED.shape).items()}
-            found.setdefault(step, {})[client] = decoded
+            found.setdefault(step, {})[client] = dense(tier, sent, cuts, STORED.shape)
     return found
 
 
@@ -103,11 +110,21 @@ def test_encoded_counts_shared_zeros(stored):
 
 
 def test_support(stored):
-    """Every share is one; what both sent is in the support of each."""
+    """Of the coefficients that L or a small client sent, those that both sent; pooled over both."""
     files, run = stored
+    both, either = {}, {}
+    for clients in coefficients(files).values():
+        for small in (1, 2):
+            for name, theirs in clients[small].items():
+                large = clients[0][name][: theirs.shape[0], : theirs.shape[1]]
+                kind = "attention" if name.split(".")[-1] in ("q", "k", "v", "o") else "all"
+                for key in {kind, "all"}:
+                    both[key] = both.get(key, 0) + np.sum((large != 0) & (theirs != 0))
+                    either[key] = either.get(key, 0) + np.sum((large != 0) | (theirs != 0))
     found = agreement.support(files, run)
-    assert all(0 <= value <= 1 for value in found.values())
-    assert found["agree/support_overlap"] > 0
+    assert found["agree/support_overlap"] == both["all"] / either["all"]
+    assert found["agree/attention_support_overlap"] == both["attention"] / either["attention"]
+    assert 0 < found["agree/support_overlap"] < 1
 
 
 def test_raw(stored):

@@ -131,18 +131,18 @@ def check(data, head, cuts):
     return True
 
 
-@pytest.mark.parametrize("kind", ["1bit", "fp32"])
+@pytest.mark.parametrize("kind", ["1bit", "fp16", "fp32"])
 def test_a_hundred_thousand_mutated_payloads(kind):
     """Random bytes changed in a valid payload, half of them with a right digest: no crash."""
     packed, head, cuts, _ = example(kind)
     rng = np.random.default_rng(9)
     raw = np.frombuffer(packed, np.uint8)
     accepted = 0
-    for turn in range(50_000):
+    for turn in range(34_000):
         mutated = raw.copy()
         at = rng.integers(0, len(raw), size=rng.integers(1, 4))
         mutated[at] ^= rng.integers(1, 256, size=len(at)).astype(np.uint8)
         data = mutated.tobytes()
         accepted += check(signed(data[:-DIGEST]) if turn % 2 else data, head, cuts)
     # With a right digest, a changed sign or place is a valid message of a liar; never without.
-    assert 0 < accepted < 25_000
+    assert 0 < accepted < 17_000
