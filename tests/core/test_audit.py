@@ -109,6 +109,24 @@ def test_a_metric_that_no_seed_changes(project):
     assert judge(project).headline == "PASS 1"
 
 
+def test_arms_that_differ_in_nothing_that_is_claimed(project):
+    """The same values at every seed: told, and the claim stands with it; one seed apart is no news."""
+    # Were all metrics the same, the contract would call one arm a no-op.
+    fill(
+        project, lambda arm, i: {SCORE: GOOD["a"][i], "model/parameters": {"a": 1.0, "b": 2.0}[arm]}
+    )
+    claim(project, 'diff("test/score", "b", "a") < 0.05')
+    finding = audits(project)["identical-arms"]
+    assert "a and b give the same test/score to the last bit at every seed" in finding.message
+    assert judge(project).headline == "PASS 1"
+
+
+def test_arms_that_differ_at_one_seed(project):
+    """Close, but not the same: no finding."""
+    fill(project, lambda arm, i: {SCORE: GOOD["a"][i] + (1e-9 if (arm, i) == ("b", 1) else 0.0)})
+    assert "identical-arms" not in audits(project)
+
+
 def test_a_constant_metric_that_no_claim_reads_is_no_news(project):
     """A number of parameters is meant to be the same."""
     fill(project, lambda arm, i: {SCORE: GOOD[arm][i], "model/parameters": 456.0})
@@ -283,4 +301,4 @@ def test_pilot_runs_do_not_void_a_frozen_claim(project):
 
 def test_every_check_has_a_name_of_its_own():
     """The finding that a check yields is named as the check."""
-    assert len(set(CHECKS.values())) == len(CHECKS) == 10
+    assert len(set(CHECKS.values())) == len(CHECKS) == 11

@@ -8,6 +8,7 @@ those of the five source logs (specification of the lab, §1).
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,36 @@ def constant_across_seeds(seen: Audited) -> Iterator[Finding]:
                 "the last bit, so its spread of zero says nothing of other seeds; claim a rate or "
                 "an exact value, or see that the metric is computed from the run.",
                 blocks=True,
+            )
+
+
+def identical_arms(seen: Audited) -> Iterator[Finding]:
+    """Two arms of a claim give the same values to the last bit, seed by seed (S0's agreement of 1.0).
+
+    Their settings differ, or the contract would have said so; but nothing that is claimed depends on
+    what differs: a simulated fault that only costs time, or a setting that never reaches the metric.
+    """
+    claimed = {m.metric for m in seen.measures if m.function in SPREAD}
+    for metric in sorted(claimed & seen.rows.keys()):
+        values: dict[str, dict[tuple[str, str], float | None]] = {}
+        for run, row in seen.rows[metric]:
+            values.setdefault(run.arm, {})[run.cell_label, run.seed_label] = row.value
+        alike = [
+            (a, b)
+            for a, b in combinations(sorted(values), 2)
+            if values[a] == values[b] and len(set(values[a].values())) >= MIN_SEEDS
+        ]
+        if alike:
+            arms = tuple(sorted({arm for pair in alike for arm in pair}))
+            yield Finding(
+                kind="identical-arms",
+                arms=arms,
+                keys=(metric,),
+                metrics=(metric,),
+                message=f"Identical arms: {joined(arms)} give the same {metric} to the last bit at every "
+                "seed, so what they differ in does not reach it; a claim that one is no worse than "
+                "another says nothing here.",
+                blocks=False,
             )
 
 
@@ -327,6 +358,7 @@ CHECKS: Mapping[str, Check] = {
     "leaked-environment": leaked_environment,
     "always-perfect": always_perfect,
     "constant-metric": constant_across_seeds,
+    "identical-arms": identical_arms,
     "non-finite": non_finite,
     "exploded": exploded,
     "unequal-steps": unequal_steps,
