@@ -24,7 +24,6 @@ from assay.engines.swarm import exchange
 from assay.engines.swarm.checkpoint import UNREADABLE, arrays_to_bytes
 from assay.engines.swarm.client import Client, Order, Trained
 from assay.engines.swarm.config import SwarmConfig
-from assay.engines.swarm.crew import FIRST_LAYER
 
 SLICE_S = 1.0
 PATIENCE_S = 600.0
@@ -105,7 +104,8 @@ class Worker:
     def apply(self, packed: Mapping[int, bytes], sent_at: int, lr: float) -> None:
         """Apply a round's agreed payloads, after every check."""
         client = self._alive()
-        exchange.apply(self.config, [client.theta], client.stored, packed, sent_at, lr)
+        peers = exchange.read_all(self.config, packed, sent_at)
+        exchange.apply(self.config, [client.theta], client.stored, peers, lr)
 
     def part(self, stored: int) -> np.ndarray:
         """Parameters for a client that stores a tier."""
@@ -121,9 +121,7 @@ class Worker:
 
     def gradients(self) -> dict[str, np.ndarray]:
         """The last raw gradient of the first layer's feed-forward block."""
-        client = self._alive()
-        views = client.plan.views(client.gradient)
-        return {name: views[f"layers.0.{name}"].numpy() for name in FIRST_LAYER}
+        return self._alive().first_layer()
 
     def state(self) -> dict[str, np.ndarray]:
         """All that the next round depends on."""

@@ -123,6 +123,11 @@ class Client:
             ]
         return sum(parts) / len(text_BT)
 
+    def first_layer(self) -> dict[str, np.ndarray]:
+        """The last raw gradient of the first layer's feed-forward block."""
+        views = self.plan.views(self.gradient)
+        return {name: views[f"layers.0.{name}"].numpy() for name in ("gate", "up", "down")}
+
     def digest(self) -> str:
         """Sum and exclusive or of all words of the parameters: equal replicas have one digest.
 

@@ -21,8 +21,8 @@ MOST_TIER = 7
 
 
 LEAST_LUCK = 0.05
-MOST_LATENCY_MS = 3000.0
-"""Witnesses wait so long for payloads: where every one is later, nothing is ever applied."""
+PATIENCE_S = 3.0
+"""A witness reports when it has every member's payload, or so long after its own."""
 STABLE = 0.8
 """Share of the schedule "wsd" (warm-up, stable, decay) before its decay."""
 
@@ -260,10 +260,10 @@ class SwarmConfig:
                 f"loss and corrupt must let one payload in {1 / LEAST_LUCK:.0f} through; got {self.loss}, "
                 f"{self.corrupt}"
             )
-        if not 0 <= self.latency_ms[0] <= self.latency_ms[1] < MOST_LATENCY_MS:
+        if not 0 <= self.latency_ms[0] <= self.latency_ms[1] < 1000 * PATIENCE_S:
             raise ValueError(
                 "latency_ms must be two numbers, the smaller first, below the time for which witnesses wait "
-                f"({MOST_LATENCY_MS:g}); got {self.latency_ms}"
+                f"({1000 * PATIENCE_S:g}); got {self.latency_ms}"
             )
         if any(not 0 < each < 1e6 for each in self.compute_s):
             raise ValueError(f"compute_s must be positive; got {self.compute_s}")

@@ -10,8 +10,6 @@ from assay.engines.swarm import exchange
 from assay.engines.swarm.client import Client, Order, Trained
 from assay.engines.swarm.config import SwarmConfig
 
-FIRST_LAYER = ("gate", "up", "down")
-
 
 class Crew(Protocol):
     """All clients of a run, wherever they live. Who dies is no longer among `living`."""
@@ -99,9 +97,10 @@ class LocalCrew:
 
     def apply(self, packed: Mapping[int, bytes], sent_at: int, lr: float) -> None:
         """Together those that store one tier."""
+        peers = exchange.read_all(self.config, packed, sent_at)
         for stored in sorted({client.stored for client in self.clients.values()}):
             thetas = [each.theta for each in self.clients.values() if each.stored == stored]
-            exchange.apply(self.config, thetas, stored, packed, sent_at, lr)
+            exchange.apply(self.config, thetas, stored, peers, lr)
 
     def theta(self, number: int) -> Tensor:
         """A client's own row, not a copy."""
@@ -117,9 +116,7 @@ class LocalCrew:
 
     def gradients(self, number: int) -> dict[str, np.ndarray]:
         """A client's last raw gradient of the first layer's feed-forward block."""
-        client = self.clients[number]
-        views = client.plan.views(client.gradient)
-        return {name: views[f"layers.0.{name}"].numpy() for name in FIRST_LAYER}
+        return self.clients[number].first_layer()
 
     def state(self, number: int) -> dict[str, np.ndarray]:
         """A client's rows, not copies."""

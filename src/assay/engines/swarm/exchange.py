@@ -48,6 +48,20 @@ def read(config: SwarmConfig, client: int, step: int, data: bytes) -> Peer:
     return Peer(config.tiers[client], sent, neurons(config, client, step))
 
 
+def read_all(config: SwarmConfig, packed: Mapping[int, bytes], sent_at: int) -> list[Peer]:
+    """What a round's agreed payloads say, in the order in which all receivers add them.
+
+    Args:
+        config: Of the run.
+        packed: Client → payload.
+        sent_at: Round in which they were sent.
+
+    Raises:
+        PayloadError: One is not what its client could have sent.
+    """
+    return [read(config, client, sent_at, data) for client, data in sorted(packed.items())]
+
+
 def update(config: SwarmConfig, packed: Mapping[int, bytes], sent_at: int) -> Tensor:
     """What a round's agreed payloads make of the full model, before the learning rate; a flat row.
 
@@ -56,33 +70,23 @@ def update(config: SwarmConfig, packed: Mapping[int, bytes], sent_at: int) -> Te
         packed: Client → payload.
         sent_at: Round in which they were sent.
     """
-    peers = [read(config, client, sent_at, data) for client, data in sorted(packed.items())]
+    peers = read_all(config, packed, sent_at)
     made = combined(config.shape, 0, peers, RULES[config.mode], config.cut)
     return made.sign() if config.apply == "sign" else made
 
 
 def apply(
-    config: SwarmConfig,
-    thetas: Sequence[Tensor],
-    stored: int,
-    packed: Mapping[int, bytes],
-    sent_at: int,
-    lr: float,
+    config: SwarmConfig, thetas: Sequence[Tensor], stored: int, peers: Sequence[Peer], lr: float
 ) -> None:
-    """Step where a round's agreed payloads lead to, in place.
+    """Step where what a round's clients sent leads to, in place.
 
     Args:
         config: Of the run.
         thetas: Parameters of clients that store one tier, flat rows.
         stored: That tier.
-        packed: Client → payload.
-        sent_at: Round in which they were sent.
+        peers: As `read_all` gives them.
         lr: Learning rate of the round in which they are applied.
-
-    Raises:
-        PayloadError: One is not what its client could have sent; the parameters are as they were.
     """
-    peers = [read(config, client, sent_at, data) for client, data in sorted(packed.items())]
     if peers:
         rule = RULES[config.mode]
         apply_combined(thetas, config.shape, stored, peers, rule, config.cut, config.apply, lr)

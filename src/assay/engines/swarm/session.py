@@ -15,7 +15,7 @@ from torch import Tensor
 from assay.core.errors import DataError
 from assay.engines.swarm import coordinator
 from assay.engines.swarm.client import Client, Order, Trained, beta
-from assay.engines.swarm.config import SwarmConfig
+from assay.engines.swarm.config import PATIENCE_S, SwarmConfig
 from assay.engines.swarm.coordinator import Phase, Settings, State
 from assay.engines.swarm.crew import Crew
 from assay.engines.swarm.data import Text, assignment
@@ -25,8 +25,6 @@ from assay.engines.swarm.matformer import layout, prefix, slice_tier
 from assay.engines.swarm.network import Network
 from assay.engines.swarm.payload import PayloadError, digest
 
-PATIENCE_S = 3.0
-"""A witness reports when it has every member's payload, or so long after its own."""
 FOREVER_S = 1e12
 MOST_TRIES = 20
 
