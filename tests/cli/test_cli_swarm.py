@@ -1,14 +1,18 @@
 """`assay swarm`, from a terminal."""
 
+import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
 import time
 
 import pytest
-from project import ASSAY, Project, wait_for
+from project import ASSAY, Project, wait_for, workers
 
+from assay.core.metrics import read_metrics
+from assay.core.run import CHECKPOINT_NAME, read_run
 from assay.engines.swarm.data import Text, corpus
 from assay.engines.swarm.export import read_tier
 from assay.engines.swarm.matformer import layout
@@ -85,6 +89,44 @@ def test_an_interrupted_run_goes_on(project):
     assert {k: v for k, v in a.items() if "speed" not in k} == {
         k: v for k, v in b.items() if "speed" not in k
     }
+
+
+STUDY = """
+[study]
+id = "parted"
+question = "Does a killed run keep its rows?"
+engine = "swarm"
+task = "train"
+factor = ["batch"]
+seeds = { init = [0], data = "init", faults = "init" }
+budget = { steps = 60 }
+[config]
+model = "tiny"
+seq_len = 16
+eval_sequences = 4
+checkpoint_interval = 5
+[arms.plain]
+batch = 4
+"""
+
+
+def test_a_resumed_run_keeps_the_row_of_its_checkpoint(project):
+    """Every round is in the metrics once, whichever attempt logged it."""
+    project.write("studies/parted.toml", STUDY)
+    project.commit()
+    process = project.start("run", "studies/parted.toml")
+    checkpoints = wait_for(lambda: list(project.runs.glob(f"parted/*/*/*/{CHECKPOINT_NAME}")))
+    process.send_signal(signal.SIGKILL)
+    for pid in workers(project):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.communicate()
+    assert not (checkpoints[0].parent / "end.json").exists()
+    project("run", "studies/parted.toml")
+    state = read_run(checkpoints[0].parent)
+    assert len(state.starts) == 2
+    found = read_metrics(state.path, state.starts).series["sync/members"]
+    assert found.steps.tolist() == list(range(1, 61))
 
 
 def values(project, name):

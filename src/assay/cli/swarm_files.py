@@ -95,8 +95,8 @@ class LocalContext:
         content = path.read_bytes()
         step = int.from_bytes(content[:8], "little")
         if not self.quiet:
-            print(f"goes on from round {step + 1}", file=sys.stderr)
-        kept = [json.dumps(row) for row in _rows(rows) if row["step"] <= step]
+            print(f"goes on from round {step}", file=sys.stderr)
+        kept = [json.dumps(row) for row in _rows(rows) if row["step"] < step]
         self._write("metrics.jsonl", "".join(f"{line}\n" for line in kept).encode())
         return step, content[8:]
 

@@ -60,7 +60,11 @@ class RunContext(Protocol):
         """
 
     def save_checkpoint(self, step: int, content: bytes) -> None:
-        """Replace, atomically, the state from which this run can go on."""
+        """Replace, atomically, the state from which this run can go on.
+
+        `step` is the first that the resumed run logs: rows from there on, of the attempt that ended,
+        no longer count.
+        """
 
     def load_checkpoint(self) -> tuple[int, bytes] | None:
         """The step and state of the last checkpoint, or None for a fresh run."""

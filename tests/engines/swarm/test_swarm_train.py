@@ -400,7 +400,7 @@ def test_an_epoch_ends_with_a_checkpoint():
     saved = []
     context.save_checkpoint = lambda step, content: saved.append(step)
     train([replace(CONFIG, steps=7, epoch_rounds=2)], [context])
-    assert saved == [2, 4, 6]
+    assert saved == [3, 5, 7]
 
 
 def test_who_gets_which_part():

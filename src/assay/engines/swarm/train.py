@@ -75,7 +75,8 @@ def train_one(
         due = config.checkpoint_interval and step % config.checkpoint_interval == 0
         cooled = session.state.epoch > epoch and not session.is_finished
         if stop or due or cooled:
-            context.save_checkpoint(step, checkpoint.dump(session))
+            # The row of this step is logged by now: a resumed run logs the next one.
+            context.save_checkpoint(step + 1, checkpoint.dump(session))
         if stop:
             return
     _finish(session, context, (time.monotonic() - began) / max(1, session.state.step - first))
