@@ -134,6 +134,24 @@ def test_what_an_analysis_lacks_is_told(project):
     assert "unknown analysis 'z'" in project.refused("analyse", "signs", "z")
 
 
+def test_failures_that_repeat_are_told_twice_and_counted(project):
+    """90 files and six runs are not all named: the first two of each, how many more, the way out."""
+    files = """
+for n in range(90):
+    run.save(f"payload-{n:05d}.bin", b"x")
+"""
+    project.write("client.py", CLIENT.rstrip() + files.replace("\n", "\n    "))
+    project("run", "signs", "--again")
+    text = STUDY.replace('artifacts = ["signs.json"]', 'artifacts = ["grads.bin"]')
+    project.write("studies/signs.toml", text)
+    told = project("analyse", "signs", code=1).stdout
+    assert told.count("has no artifact grads.bin") == 2
+    assert "… and 4 more run(s)" in told
+    assert "signs.json, payload-00000.bin and 89 more" in told
+    assert "Correct `artifacts` in [analyses.agreement]" in " ".join(told.split())
+    assert len(told) < 1000
+
+
 def test_an_analysis_is_struck_with_all_that_rests_on_it(project):
     """Its values leave the evidence in every run, are told with the reason, and come back."""
     project("analyse", "signs")

@@ -15,6 +15,9 @@ from assay.core.settings import Settings
 from assay.core.study import Study
 from assay.core.table import Cell, build_table
 
+SHOWN_FAILURES = 2
+"""Of one analysis: what a study's runs lack they mostly lack all."""
+
 
 def analyse(study: str, name: str | None = None) -> None:
     """Compute the analyses of a study for every completed run that lacks their version.
@@ -34,10 +37,10 @@ def analyse(study: str, name: str | None = None) -> None:
     with open_index(settings, loaded.id) as index:
         selection = select(loaded, index, ledger(settings))
     console = Output()
-    failed = 0
+    any_failed = False
     for key in [name] if name else list(loaded.analyses):
         analysis = loaded.analyses[key]
-        computed = there = 0
+        computed = there = failed = 0
         for run in selection.counting.values():
             if run.status != "completed":
                 continue
@@ -49,11 +52,17 @@ def analyse(study: str, name: str | None = None) -> None:
                     there += 1
             except DataError as error:
                 failed += 1
-                console.print(str(error), style="red")
+                if failed <= SHOWN_FAILURES:
+                    console.print(str(error), style="red")
+        any_failed |= failed > 0
+        if failed > SHOWN_FAILURES:
+            console.print(
+                f"… and {failed - SHOWN_FAILURES} more run(s) could not be analysed.", style="red"
+            )
         console.print(
             f"{key}@{analysis.version}: {computed} run(s) analysed, {there} had it already."
         )
-    sys.exit(1 if failed else 0)
+    sys.exit(1 if any_failed else 0)
 
 
 def show_versions(study: Study, selection: Selection, *, as_json: bool) -> None:

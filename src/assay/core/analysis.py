@@ -10,7 +10,7 @@ artifacts and of the code that it was computed from, so that one version is one 
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from assay.core.run import RunRecord
 
 PATTERN = "analysis-*.json"
 DIGEST_LENGTH = 20
+MOST_NAMES = 2
 
 
 class AnalysisResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,8 +112,9 @@ def analyse(name: str, analysis: Analysis, folder: Path, record: RunRecord, root
     lacking = [wanted for wanted in analysis.artifacts if wanted not in there]
     if lacking:
         raise DataError(
-            f"Run {record.id} has no artifact {', '.join(lacking)}, which the analysis '{name}' "
-            f"reads. It has: {', '.join(there) or 'none'}."
+            f"Run {record.id} has no artifact {_some(lacking)}, which the analysis '{name}' reads. It "
+            f"has: {_some(list(there)) or 'none'}. Correct `artifacts` in [analyses.{name}], or run the "
+            "study again with a program or setting that stores it."
         )
     chosen = {wanted: there[wanted] for wanted in analysis.artifacts or there}
     paths = {}
@@ -175,6 +177,12 @@ def _checked(values: Any, analysis: Analysis, where: str) -> dict[str, float]:
     if wrong:
         raise DataError(f"{where}: values must be numbers; got {wrong!r}.")
     return {metric: float(value) for metric, value in values.items()}
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + more
 
 
 def _file_name(result: AnalysisResult) -> str:
