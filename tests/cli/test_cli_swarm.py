@@ -217,7 +217,15 @@ def test_nobody_to_join(project):
         (("--clients", "0,x"), "tiers with commas"),
         (("--clients", "0,9"), "from 0 to 7"),
         (("--set", "loss"), "name=value"),
-        (("--set", "los=0.1"), "los"),
+        (
+            ("--set", "los=0.1"),
+            "--set: unknown setting 'los'. Did you mean 'loss'? `assay swarm settings`",
+        ),
+        (
+            ("--set", "decay=1.5"),
+            "settings: decay must be from 0 to 1; got 1.5. `assay swarm settings`",
+        ),
+        (("--set", "lr=x"), "lr must be a number"),
         (("--set", "corpus=tinyshakespeare"), "ASSAY_DATA"),
         (("--model", "huge"), "nanogpt-34m"),
         (("--set", "mode=legcy"), "It takes assay, legacy"),

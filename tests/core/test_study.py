@@ -135,7 +135,7 @@ def test_bad_input_is_told(tmp_path, name):
 
 PLANNED = {
     "unknown field": (("width = 8", "widht = 8"), ["arm 'a'", "'widht'", "'width'"]),
-    "field type": (("width = 8", 'width = "8"'), ["width", "int", "'8'"]),
+    "field type": (("width = 8", 'width = "8"'), ["width must be a whole number", 'got "8"']),
     "rule of the task": (("width = 8", "lr = -1.0"), ["lr must be above 0", "-1.0"]),
     "difference is a default": (
         ('factor = "method"', 'factor = ["method", "lr"]'),

@@ -7,8 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import fields
 
-from assay.cli.options import assigned
-from assay.core.config import build
+from assay.cli.options import assigned, checked
 from assay.core.errors import ConfigError
 from assay.engines.addition import config as schema
 from assay.engines.addition.config import AdditionConfig
@@ -30,7 +29,7 @@ def config_from(settings: Sequence[str]) -> AdditionConfig:
         # In a very short run several phases would end at one step: the last of them stays.
         kept = [p for p, after in zip(phases, [*ends[1:], math.inf], strict=True) if p[2] < after]
         values.setdefault("curriculum", kept)
-    return build(AdditionConfig, values, where="--set")
+    return checked(AdditionConfig, values, listing="assay addition settings")
 
 
 def settings() -> None:

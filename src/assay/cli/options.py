@@ -3,14 +3,17 @@
 import ast
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from cyclopts import Parameter
 
+from assay.core.config import build, unknown_key
 from assay.core.errors import ConfigError
+
+T = TypeVar("T")
 
 SetOption = Annotated[list[str] | None, Parameter(name="--set", consume_multiple=True, negative="")]
 """The option itself."""
@@ -33,6 +36,28 @@ def assigned(settings: Sequence[str], example: str) -> dict[str, Any]:
         except ValueError:
             values[name] = text
     return values
+
+
+def checked(config: type[T], values: Mapping[str, Any], *, listing: str) -> T:
+    """The configuration that options and --set together give.
+
+    Args:
+        config: Its dataclass.
+        values: Name → value.
+        listing: The command that describes all settings.
+
+    Raises:
+        ConfigError: An unknown name, or a value that breaks a rule; told with the command.
+    """
+    known = [field.name for field in fields(config)]  # type: ignore[arg-type]
+    for name in values:
+        if name not in known:
+            told = unknown_key(name, known, what="setting")
+            raise ConfigError(f"--set: {told} `{listing}` describes them.")
+    try:
+        return build(config, values, where="settings")
+    except ConfigError as error:
+        raise ConfigError(f"{error} `{listing}` describes them.") from error
 
 
 def described(config: type) -> list[tuple[str, Any, str]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, Parameter, validators
 
 from assay.cli.common import Output, print_json
-from assay.cli.options import SetOption, assigned, described
+from assay.cli.options import SetOption, assigned, checked, described
 from assay.cli.swarm_cluster import (
     cluster,
     open_desk,
@@ -77,7 +77,7 @@ class What:
         values["store"] = sorted({*store, "model"}) if isinstance(store, list) else store
         if "batch" not in values:
             values["batch"] = max(32, len(values["tiers"]))
-        return build(SwarmConfig, values, where="--set")
+        return checked(SwarmConfig, values, listing="assay swarm settings")
 
     @property
     def start(self) -> "Tensor | None":

@@ -67,12 +67,23 @@ def _type_message(error: msgspec.ValidationError, values: Mapping[str, Any]) -> 
         return f"'{missing[1]}' is missing. Add {missing[1]} = …"
     rule, _, path = text.partition(" - at `$.")
     path = path.rstrip("`")
+    if not path:
+        return f"{rule.rstrip('.')}."  # A rule of the class itself, which names the key.
     value: Any = values
     for part in path.replace("[", ".[").split("."):
         if isinstance(value, Mapping) and part in value:
             value = value[part]
-    shown = f" (the value is {value!r})" if path else ""
-    return f"{path or 'the table'}: {rule}{shown}."
+    if wrong := re.match(r"Expected `(.+?)`(.*), got", rule):
+        kinds = " or ".join(KINDS.get(kind, kind) for kind in wrong[1].split(" | "))
+        return f"{path} must be {kinds}{wrong[2]}; got {json.dumps(value, default=str)}."
+    if unknown := re.match("Invalid enum value (.+)", rule):
+        return f"{path}: unknown value {unknown[1]}."
+    return f"{path}: {rule}; got {value!r}."
+
+
+KINDS = {"array": "a list", "bool": "true or false", "float": "a number", "int": "a whole number",
+         "null": "nothing", "object": "a table", "str": "a text"}  # fmt: skip
+"""What msgspec calls a type → what a user does."""
 
 
 def _choices(cls: type, error: msgspec.ValidationError) -> str:
