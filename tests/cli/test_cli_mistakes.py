@@ -47,6 +47,29 @@ def test_value_that_an_engine_refuses(project):
     assert not project.runs.exists()
 
 
+EVALUATE_STUDY = """
+[study]
+id = "released"
+question = "How good is it?"
+engine = "addition"
+task = "evaluate"
+seeds = { data = [1, 2] }
+[config]
+sha256 = "%s"
+[arms.theirs]
+checkpoint = "theirs.pt"
+"""
+
+
+def test_data_that_an_engine_misses(project):
+    """A file that every run would read is missed once, by the dry run too, before any run is made."""
+    path = project.write("wrong.toml", EVALUATE_STUDY % ("0" * 64))
+    for words in (("run", path, "--dry-run"), ("run", path)):
+        said = project.refused(*words)
+        assert "wrong.toml: theirs.pt: the file must be in the data folder" in said
+    assert not project.runs.exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -13,7 +13,8 @@ from project import ASSAY, Project, wait_for, workers
 
 from assay.core.metrics import read_metrics
 from assay.core.run import CHECKPOINT_NAME, read_run
-from assay.engines.swarm.data import Text, corpus
+from assay.engines.swarm.corpus import corpus
+from assay.engines.swarm.data import Text
 from assay.engines.swarm.export import read_tier
 from assay.engines.swarm.matformer import layout
 from assay.engines.swarm.model import loss
@@ -239,6 +240,46 @@ def test_nobody_to_join(project):
 def test_mistakes(project, arguments, message):
     """One paragraph with the way out; nothing is left behind that looks like a run."""
     assert message in project.refused("swarm", "local", "out", "--steps", "2", *arguments)
+
+
+STUDY = """
+[study]
+id = "text"
+question = "Does the rate matter?"
+engine = "swarm"
+factor = "lr"
+seeds = { init = [1, 2], data = "init", faults = "init" }
+budget = { steps = 2 }
+[config]
+model = "tiny"
+[arms.low]
+lr = 0.001
+[arms.high]
+lr = 0.01
+"""
+
+
+def study(project, settings):
+    """A study with further lines in its [config]."""
+    project.write("studies/text.toml", STUDY.replace("[config]", f"[config]\n{settings}"))
+    return "studies/text.toml"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [('corpus = "tinyshakespeare"', "ASSAY_DATA is not set"), ("seq_len = 100000000", "make 0 of seq_len 100000000")],
+)  # fmt: skip
+def test_a_text_that_cannot_be_read_is_told_before_the_first_run(project, settings, message):
+    """By the dry run, the run and `local`, once; and no run or folder is made."""
+    path = study(project, settings)
+    for words in (("run", path, "--dry-run"), ("run", path)):
+        told = project.refused(*words)
+        assert message in told
+        assert "text.toml: " in told
+    assert not project.runs.exists()
+    words = ("--set", settings.replace(" ", "").replace('"', ""))
+    assert message in project.refused("swarm", "local", "out", *words)
+    assert not (project.root / "out").exists()
 
 
 def test_folders_that_cannot_be_gone_on_with(project):

@@ -18,9 +18,9 @@ from assay.cli import PROGRAM
 from assay.cli.common import Output, ledger, open_index, open_study
 from assay.cli.display import Display, duration
 from assay.core.collect import compile_pattern
-from assay.core.config import digest
+from assay.core.config import canonical, digest
 from assay.core.environment import clean_environment
-from assay.core.errors import AssayError, LaunchError
+from assay.core.errors import AssayError, LaunchError, StudyError
 from assay.core.freeze import phase_of
 from assay.core.launch.job import Job, JobRun
 from assay.core.ledger import invalidations
@@ -111,6 +111,8 @@ def run_study(
     invalid = frozenset(invalidations(events))
     phase, why = phase_of(study, planned, settings, events)
     found = survey(planned, settings.runs_dir, phase=phase, invalid=invalid, again=again)
+    if found.pending:
+        _check(study, planned, settings)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     at_once, threads = _division(study, planned, jobs or cores or 1, cores or 1)
     cohorts = found.cohorts(at_least=at_once)
@@ -134,6 +136,17 @@ def run_study(
     code = _tell(result, study, console)
     _tell_findings(study, settings, console)
     sys.exit(code)
+
+
+def _check(study: Study, planned: Sequence[PlannedRun], settings: Settings) -> None:
+    """What the engine can tell to be wrong before the first run: once, and not by failing each."""
+    if study.task is None:
+        return
+    different = {canonical(run.config): run.typed_config for run in planned}
+    try:
+        study.task.check([*different.values()], settings.data_dir)
+    except AssayError as error:
+        raise StudyError(f"{study.file}: {error}") from error
 
 
 def _tell_findings(study: Study, settings: Settings, console: Output) -> None:

@@ -30,6 +30,7 @@ from assay.core.config import build, to_plain
 from assay.core.errors import ConfigError, DataError, StoreError
 from assay.core.settings import Settings
 from assay.engines.swarm.config import SwarmConfig
+from assay.engines.swarm.engine import METRICS, check
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -253,10 +254,12 @@ def agreement(run: Path, *, json: bool = False) -> None:
 
 
 def _context(what: What, out: Path, threads: int, *, quiet: bool) -> LocalContext:
+    data_dir = Settings.from_environment().data_dir
+    check([what.config], data_dir)
     begins = None if what.begin_from is None else str(what.begin_from.resolve())
     return LocalContext(
         out, seed=what.seed, threads=threads, quiet=quiet, begin_from=begins,
-        data_dir=Settings.from_environment().data_dir, config=to_plain(what.config),
+        data_dir=data_dir, config=to_plain(what.config),
     )  # fmt: skip
 
 
@@ -355,8 +358,6 @@ def _export(run: Path, config: SwarmConfig, tiers: list[int], out: Path) -> None
 @app.command
 def settings() -> None:
     """All settings of a run, for --set and for a study's [config], and the metrics that it reports."""
-    from assay.engines.swarm.engine import METRICS
-
     out = Output()
     for name, default, says in described(SwarmConfig):
         out.print(f"{name} = {json_module.dumps(default)}\n    {says}")

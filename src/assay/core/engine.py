@@ -99,6 +99,9 @@ class Task:
         stackable: Fields of the config that may differ inside one cohort (besides seeds).
         budget: Fields of the config that say how much is spent (steps, epochs); a study's
             `budget` sets these and only these.
+        check: `check(configs, data_dir)` raises for what can be known before the first run starts
+            and needs more than one configuration, or the disk: data that is not there. It gets the
+            configuration of every planned run, equal ones once, in the process of `assay run`.
         fingerprint: Data sets that a config will read: name → sha256 or generator description.
             Called in the child process, before training.
         environment: Facts about this engine's build that belong to the provenance of a run,
@@ -114,6 +117,7 @@ class Task:
     run: CohortFunction
     stackable: frozenset[str] = frozenset()
     budget: tuple[str, ...] = ()
+    check: Callable[[Sequence[Any], Path | None], None] = lambda configs, data_dir: None
     fingerprint: Callable[[Any, Mapping[str, int]], dict[str, str]] = lambda config, seeds: {}
     environment: Callable[[], dict[str, str]] = dict
     max_threads: int | None = None

@@ -10,7 +10,8 @@ import torch
 from assay.core.errors import DataError
 from assay.engines.swarm.client import Client, scaling_of
 from assay.engines.swarm.config import MODELS, Shape, SwarmConfig
-from assay.engines.swarm.data import Text, assignment, corpus
+from assay.engines.swarm.corpus import corpus
+from assay.engines.swarm.data import Text, assignment
 from assay.engines.swarm.export import from_bytes
 from assay.engines.swarm.matformer import initial, layout, slice_tier, tier_of
 from assay.engines.swarm.model import Scaling, logits, loss

@@ -122,6 +122,7 @@ ENGINE = Engine(
             seeds=("data",),
             metrics=RELEASED_METRICS,
             run=released.evaluate,
+            check=released.check,
             fingerprint=released.fingerprint,
             environment=_environment,
             max_threads=1,

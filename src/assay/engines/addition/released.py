@@ -64,6 +64,12 @@ def evaluate(configs: Sequence[EvaluateConfig], contexts: Sequence[RunContext]) 
         )
 
 
+def check(configs: Sequence[EvaluateConfig], data_dir: Path | None) -> None:
+    """Every checkpoint must be there before the first run starts."""
+    for config in configs:
+        find(config, data_dir)
+
+
 def find(config: EvaluateConfig, data_dir: Path | None) -> Path:
     """The checkpoint file, checked against its digest.
 

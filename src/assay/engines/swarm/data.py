@@ -1,68 +1,13 @@
-"""Text as tokens, and which sequences each client gets in a round."""
+"""A corpus as sequences, and which of them each client gets in a round."""
 
-import hashlib
-import sysconfig
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from assay.core.errors import ConfigError
 from assay.engines.swarm.config import SwarmConfig
-
-SHAKESPEARE = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-"""The sha256 of tinyshakespeare's input.txt."""
-HELD_OUT = 0.1
-"""Share of a corpus, at its end, that is never trained on."""
-FIRST_ID = 4
-"""Id of the first character of tinyshakespeare: the source's prepared data starts there."""
-
-
-@lru_cache(maxsize=4)
-def corpus(name: str, data_dir: Path | None) -> np.ndarray:
-    """All tokens of a corpus, uint8.
-
-    "python" is the text of the interpreter's standard library in the order of its paths, one token
-    a byte; "tinyshakespeare" is one token a character, numbered from 4 in the order of codes.
-
-    Raises:
-        ConfigError: The corpus needs a data folder and it is not there.
-    """
-    if name == "python":
-        root = Path(sysconfig.get_path("stdlib"))
-        files = sorted(
-            path for path in root.rglob("*.py")
-            if not {"site-packages", "test", "tests", "idle_test", "lib2to3"} & set(path.relative_to(root).parts)
-        )  # fmt: skip
-        return np.frombuffer(b"\n".join(path.read_bytes() for path in files), np.uint8)
-    path = None if data_dir is None else data_dir / "tinyshakespeare" / "input.txt"
-    if path is None or not path.is_file():
-        path = None if data_dir is None else data_dir / "data" / "tinyshakespeare" / "input.txt"
-    if path is None or not path.is_file():
-        raise ConfigError(
-            "The corpus 'tinyshakespeare' must be in the data folder as tinyshakespeare/input.txt; "
-            f"ASSAY_DATA is {data_dir or 'not set'}. Set ASSAY_DATA to the folder that holds it, or "
-            'take corpus = "python", which is on every machine.'
-        )
-    content = path.read_bytes()
-    if (found := hashlib.sha256(content).hexdigest()) != SHAKESPEARE:
-        raise ConfigError(
-            f"tinyshakespeare must be the file with sha256 {SHAKESPEARE[:12]}…; {path} has "
-            f"{found[:12]}…. Restore the file: a study says the same on every machine."
-        )
-    text = np.frombuffer(content, np.uint8)
-    known = np.unique(text)
-    return (np.searchsorted(known, text) + FIRST_ID).astype(np.uint8)
-
-
-def description(name: str) -> str:
-    """What is read, for the provenance of a run: the sha256 of the text."""
-    if name == "tinyshakespeare":
-        return SHAKESPEARE
-    return hashlib.sha256(corpus(name, None).tobytes()).hexdigest()
+from assay.engines.swarm.corpus import divided
 
 
 class Text:
@@ -74,14 +19,7 @@ class Text:
     def __init__(self, tokens: np.ndarray, seq_len: int) -> None:
         """Cut a corpus into sequences."""
         self.tokens, self.seq_len = tokens, seq_len
-        total = (len(tokens) - 1) // seq_len
-        self.held = max(2, int(total * HELD_OUT))
-        self.train = total - self.held
-        if self.held < 2 or self.train < 1:
-            raise ConfigError(
-                f"A corpus must hold sequences to train, to choose and to test with; {len(tokens)} tokens make {total} of "
-                f"{seq_len}. Take a shorter seq_len."
-            )
+        self.train, self.held = divided(len(tokens), seq_len)
 
     def sequences(self, numbers: Sequence[int] | np.ndarray) -> Tensor:
         """Token ids [len(numbers), seq_len + 1], int64."""

@@ -1,6 +1,7 @@
 """Adapter: what the lab needs to know about this engine. No torch until a task runs."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from assay.core.engine import Engine, Metric, RunContext, Task
@@ -90,9 +91,21 @@ def _train(configs: Sequence[Any], contexts: Sequence[RunContext]) -> None:
 
 
 def _fingerprint(config: SwarmConfig, seeds: Mapping[str, int]) -> dict[str, str]:
-    from assay.engines.swarm.data import description
+    from assay.engines.swarm.corpus import description
 
     return {f"corpus {config.corpus}": description(config.corpus)}
+
+
+def check(configs: Sequence[SwarmConfig], data_dir: Path | None) -> None:
+    """Refuse what would fail every run: a text that is not there, or is too short.
+
+    Raises:
+        ConfigError: Told with the way out.
+    """
+    from assay.engines.swarm.corpus import corpus, divided
+
+    for config in configs:
+        divided(len(corpus(config.corpus, data_dir)), config.seq_len)
 
 
 def _environment() -> dict[str, str]:
@@ -118,6 +131,7 @@ ENGINE = Engine(
             metrics=METRICS,
             run=_train,
             budget=("steps",),
+            check=check,
             fingerprint=_fingerprint,
             environment=_environment,
         )

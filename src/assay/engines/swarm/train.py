@@ -10,8 +10,9 @@ from assay.core.engine import RunContext
 from assay.engines import memory
 from assay.engines.swarm import checkpoint
 from assay.engines.swarm.config import SwarmConfig
+from assay.engines.swarm.corpus import corpus
 from assay.engines.swarm.crew import Crew, LocalCrew
-from assay.engines.swarm.data import Text, corpus
+from assay.engines.swarm.data import Text
 from assay.engines.swarm.exchange import update
 from assay.engines.swarm.export import to_bytes
 from assay.engines.swarm.matformer import initial, layout, parameters

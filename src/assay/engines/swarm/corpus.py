@@ -1,0 +1,77 @@
+"""Corpora as tokens. No torch here: `assay run --dry-run` looks whether a study's text is there."""
+
+import hashlib
+import sysconfig
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from assay.core.errors import ConfigError
+
+SHAKESPEARE = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+"""The sha256 of tinyshakespeare's input.txt."""
+HELD_OUT = 0.1
+"""Share of a corpus, at its end, that is never trained on."""
+FIRST_ID = 4
+"""Id of the first character of tinyshakespeare: the source's prepared data starts there."""
+
+
+@lru_cache(maxsize=4)
+def corpus(name: str, data_dir: Path | None) -> np.ndarray:
+    """All tokens of a corpus, uint8.
+
+    "python" is the text of the interpreter's standard library in the order of its paths, one token
+    a byte; "tinyshakespeare" is one token a character, numbered from 4 in the order of codes.
+
+    Raises:
+        ConfigError: The corpus needs a data folder and it is not there.
+    """
+    if name == "python":
+        root = Path(sysconfig.get_path("stdlib"))
+        files = sorted(
+            path for path in root.rglob("*.py")
+            if not {"site-packages", "test", "tests", "idle_test", "lib2to3"} & set(path.relative_to(root).parts)
+        )  # fmt: skip
+        return np.frombuffer(b"\n".join(path.read_bytes() for path in files), np.uint8)
+    path = None if data_dir is None else data_dir / "tinyshakespeare" / "input.txt"
+    if path is None or not path.is_file():
+        path = None if data_dir is None else data_dir / "data" / "tinyshakespeare" / "input.txt"
+    if path is None or not path.is_file():
+        raise ConfigError(
+            "The corpus 'tinyshakespeare' must be in the data folder as tinyshakespeare/input.txt; "
+            f"ASSAY_DATA is {data_dir or 'not set'}. Set ASSAY_DATA to the folder that holds it, or "
+            'take corpus = "python", which is on every machine.'
+        )
+    content = path.read_bytes()
+    if (found := hashlib.sha256(content).hexdigest()) != SHAKESPEARE:
+        raise ConfigError(
+            f"tinyshakespeare must be the file with sha256 {SHAKESPEARE[:12]}…; {path} has "
+            f"{found[:12]}…. Restore the file: a study says the same on every machine."
+        )
+    text = np.frombuffer(content, np.uint8)
+    known = np.unique(text)
+    return (np.searchsorted(known, text) + FIRST_ID).astype(np.uint8)
+
+
+def description(name: str) -> str:
+    """What is read, for the provenance of a run: the sha256 of the text."""
+    if name == "tinyshakespeare":
+        return SHAKESPEARE
+    return hashlib.sha256(corpus(name, None).tobytes()).hexdigest()
+
+
+def divided(tokens: int, seq_len: int) -> tuple[int, int]:
+    """How many sequences of a corpus of so many tokens are trained on, and how many held out.
+
+    Raises:
+        ConfigError: It is too short.
+    """
+    total = max(0, tokens - 1) // seq_len
+    held = max(2, int(total * HELD_OUT))
+    if total <= held:
+        raise ConfigError(
+            f"A corpus must hold a sequence to train, one to choose and one to test with; {tokens} "
+            f"tokens make {total} of seq_len {seq_len}. Take a longer text, or a shorter seq_len."
+        )
+    return total - held, held
