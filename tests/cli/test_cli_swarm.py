@@ -235,6 +235,7 @@ def test_nobody_to_join(project):
         (("--seed", "-1"), "--seed"),
         (("--threads", "0"), "--threads"),
         (("--begin-from", "nowhere"), "manifest"),
+        (("--set", "cold_rounds=3"), "cold_rounds = 3 does nothing here"),
     ],
 )
 def test_mistakes(project, arguments, message):
@@ -267,9 +268,9 @@ def study(project, settings):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [('corpus = "tinyshakespeare"', "ASSAY_DATA is not set"), ("seq_len = 100000000", "make 0 of seq_len 100000000")],
+    [("cold_rounds = 3", "cold_rounds = 3 does nothing here"), ('corpus = "tinyshakespeare"', "ASSAY_DATA is not set"), ("seq_len = 100000000", "make 0 of seq_len 100000000")],
 )  # fmt: skip
-def test_a_text_that_cannot_be_read_is_told_before_the_first_run(project, settings, message):
+def test_what_would_fail_or_do_nothing_is_told_before_the_first_run(project, settings, message):
     """By the dry run, the run and `local`, once; and no run or folder is made."""
     path = study(project, settings)
     for words in (("run", path, "--dry-run"), ("run", path)):

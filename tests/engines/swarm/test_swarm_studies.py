@@ -11,6 +11,7 @@ from assay.core.plan import expand
 from assay.core.study import load_scales, load_study
 from assay.engines import memory
 from assay.engines.swarm.config import SwarmConfig
+from assay.engines.swarm.idle import refuse_idle
 from assay.engines.swarm.train import begin
 
 STUDIES = sorted((Path(__file__).parents[3] / "studies" / "swarm").glob("*.toml"))
@@ -33,6 +34,15 @@ def test_a_study_says_its_scale(path):
     assert study.claims
     reduced = any(config.model != "nanogpt-34m" for config in arms(study).values())
     assert bool(study.table.scale) is reduced is (path in REDUCED)
+
+
+@pytest.mark.parametrize(
+    ("path", "scale"), [(path, scale) for path in STUDIES for scale in (None, *load_scales(path))],
+    ids=lambda value: getattr(value, "stem", value),
+)  # fmt: skip
+def test_a_study_sets_nothing_idle(path, scale):
+    """Every setting of a study does something in one of its arms, at every scale."""
+    refuse_idle(list(arms(load_study(path, scale)).values()))
 
 
 @pytest.mark.long

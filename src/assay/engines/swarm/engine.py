@@ -97,13 +97,15 @@ def _fingerprint(config: SwarmConfig, seeds: Mapping[str, int]) -> dict[str, str
 
 
 def check(configs: Sequence[SwarmConfig], data_dir: Path | None) -> None:
-    """Refuse what would fail every run: a text that is not there, or is too short.
+    """Refuse settings that do nothing, and what would fail every run: a text that is not there or too short.
 
     Raises:
         ConfigError: Told with the way out.
     """
     from assay.engines.swarm.corpus import corpus, divided
+    from assay.engines.swarm.idle import refuse_idle
 
+    refuse_idle(configs)
     for config in configs:
         divided(len(corpus(config.corpus, data_dir)), config.seq_len)
 
