@@ -1,6 +1,7 @@
 """`assay swarm`, from a terminal."""
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -281,6 +282,31 @@ def test_what_would_fail_or_do_nothing_is_told_before_the_first_run(project, set
     words = ("--set", settings.replace(" ", "").replace('"', ""))
     assert message in project.refused("swarm", "local", "out", *words)
     assert not (project.root / "out").exists()
+
+
+def test_a_text_of_ones_own(project):
+    """`local` finds it from here and keeps its digest; a study in the data folder, with the digest it is told."""
+    text = project.write("own.txt", "It was a dark and stormy night. " * 100)
+    run = ("swarm", "local", "out", "--clients", "0,1,1", "--steps", "2", *SMALL, "corpus=own.txt")
+    project(*run, "--quiet")
+    kept = json.loads((project.root / "out" / "config.json").read_text())["config"]["corpus"]
+    sha256 = hashlib.sha256(text.read_bytes()).hexdigest()
+    assert kept == f"{text}@sha256:{sha256}"
+    told = project.refused(
+        "run", study(project, 'corpus = "own.txt"'), "--dry-run", ASSAY_DATA=str(project.root)
+    )
+    name = re.search(r'Write (corpus = "own.txt@sha256:\w+")', told)[1]
+    path = study(project, f"{name}\nseq_len = 16\nbatch = 4")
+    project("run", path, ASSAY_DATA=str(project.root))
+    for folder in project.folders("text"):
+        provenance = json.loads((folder / "provenance.json").read_text())
+        assert provenance["data"] == {"corpus own.txt": sha256}
+    (project.root / "out" / "summary.json").unlink()
+    text.write_text("It was a bright day. " * 100)
+    assert "corpus: " in project.refused(*run)
+    assert "restore the text" in project.refused(
+        "run", path, "--again", ASSAY_DATA=str(project.root)
+    )
 
 
 def test_folders_that_cannot_be_gone_on_with(project):

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -61,7 +62,7 @@ class What:
     set_: SetOption = None
     """Further settings as name=value, as in a study's [config]; values are JSON."""
 
-    @property
+    @cached_property
     def config(self) -> SwarmConfig:
         """All of it, checked."""
         values: dict[str, Any] = {
@@ -78,6 +79,8 @@ class What:
         values["store"] = sorted({*store, "model"}) if isinstance(store, list) else store
         if "batch" not in values:
             values["batch"] = max(32, len(values["tiers"]))
+        if isinstance(values.get("corpus"), str):
+            values["corpus"] = _text(values["corpus"])
         return checked(SwarmConfig, values, listing="assay swarm settings")
 
     @property
@@ -305,6 +308,16 @@ def _watcher(*, quiet: bool) -> "Callable[[Session], None]":
             )
 
     return watch
+
+
+def _text(name: str) -> str:
+    """A corpus; one of the user's own by its place, from here or in the data folder, and its digest."""
+    from assay.engines.swarm.corpus import NAMES, PIN, pinned
+
+    path, pin, digest = name.partition(PIN)
+    if name not in NAMES and path and Path(path).exists():
+        name = f"{Path(path).resolve()}{pin}{digest}"
+    return pinned(name, Settings.from_environment().data_dir)
 
 
 def _numbers(option: str, text: str) -> list[int]:

@@ -13,7 +13,6 @@ Batches = Literal["disjoint", "aligned", "same", "fixed"]
 Schedule = Literal["cosine", "linear", "constant", "wsd"]
 Support = Literal["own", "leader"]
 Apply = Literal["sign", "raw"]
-Corpus = Literal["tinyshakespeare", "python"]
 
 
 MOST_TIER = 7
@@ -91,9 +90,9 @@ class SwarmConfig:
     """Sequences of a round, all clients together; divided as evenly as can be."""
     seq_len: int = 128
     """Tokens of a sequence that are predicted."""
-    corpus: Corpus = "python"
-    """Text: "python" (the standard library's sources, on every machine) or "tinyshakespeare"
-    (in the data folder)."""
+    corpus: str = "python"
+    """Text: "python" (the standard library's sources, on every machine), "tinyshakespeare" (in the
+    data folder), or a file or folder of your own there, as "PATH@sha256:DIGEST", one token a byte."""
     batches: Batches = "disjoint"
     """Data of a round's clients: "disjoint" parts, dealt anew in each round, or "aligned", by tier and
     number; the "same" part for all; or "fixed": the run's first part for all in every round."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from assay.core.engine import Engine, Metric, RunContext, Task
+from assay.core.errors import ConfigError
 from assay.engines.swarm.config import MOST_TIER, SwarmConfig
 
 TIERS = range(MOST_TIER + 1)
@@ -93,7 +94,8 @@ def _train(configs: Sequence[Any], contexts: Sequence[RunContext]) -> None:
 def _fingerprint(config: SwarmConfig, seeds: Mapping[str, int]) -> dict[str, str]:
     from assay.engines.swarm.corpus import description
 
-    return {f"corpus {config.corpus}": description(config.corpus)}
+    name, sha256 = description(config.corpus)
+    return {f"corpus {name}": sha256}
 
 
 def check(configs: Sequence[SwarmConfig], data_dir: Path | None) -> None:
@@ -108,6 +110,17 @@ def check(configs: Sequence[SwarmConfig], data_dir: Path | None) -> None:
     refuse_idle(configs)
     for config in configs:
         divided(len(corpus(config.corpus, data_dir)), config.seq_len)
+
+
+def _check_planned(configs: Sequence[SwarmConfig], data_dir: Path | None) -> None:
+    for config in configs:
+        path = Path(config.corpus)
+        if path.is_absolute() or ".." in path.parts:
+            raise ConfigError(
+                f"corpus must be a path inside the data folder, ASSAY_DATA, so that a study says the same "
+                f"on every machine; got {config.corpus!r}. Put the text there, and name it from there."
+            )
+    check(configs, data_dir)
 
 
 def _environment() -> dict[str, str]:
@@ -133,7 +146,7 @@ ENGINE = Engine(
             metrics=METRICS,
             run=_train,
             budget=("steps",),
-            check=check,
+            check=_check_planned,
             fingerprint=_fingerprint,
             environment=_environment,
         )
