@@ -253,7 +253,9 @@ def test_freezing_twice_is_refused(project):
 def test_other_data_end_the_freeze(project):
     """Data that changed under their name are noticed before a run is called frozen."""
     lock(project)
-    task = replace(project.study.task, fingerprint=lambda config, seeds: {"set": "another sha256"})
+    task = replace(
+        project.study.task, fingerprint=lambda config, seeds, data_dir: {"set": "another sha256"}
+    )
     study = replace(project.study, task=task)
     found, why = phase_of(study, expand(study), project.settings, project.events())
     assert found == "pilot"

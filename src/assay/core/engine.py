@@ -83,6 +83,7 @@ class RunContext(Protocol):
 
 
 CohortFunction = Callable[[Sequence[Any], Sequence[RunContext]], None]
+Fingerprint = Callable[[Any, Mapping[str, int], Path | None], dict[str, str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +103,9 @@ class Task:
         check: `check(configs, data_dir)` raises for what can be known before the first run starts
             and needs more than one configuration, or the disk: data that is not there. It gets the
             configuration of every planned run, equal ones once, in the process of `assay run`.
-        fingerprint: Data sets that a config will read: name → sha256 or generator description.
-            Called in the child process, before training.
+        fingerprint: `fingerprint(config, seeds, data_dir)`: data sets that a run will read, name →
+            sha256 or generator description. Called in the child process before training, and by
+            `assay freeze`.
         environment: Facts about this engine's build that belong to the provenance of a run,
             such as library versions and compiled extensions.
         max_threads: How many CPU threads one process can use; None for any number. A cohort of a
@@ -118,7 +120,7 @@ class Task:
     stackable: frozenset[str] = frozenset()
     budget: tuple[str, ...] = ()
     check: Callable[[Sequence[Any], Path | None], None] = lambda configs, data_dir: None
-    fingerprint: Callable[[Any, Mapping[str, int]], dict[str, str]] = lambda config, seeds: {}
+    fingerprint: Fingerprint = lambda config, seeds, data_dir: {}
     environment: Callable[[], dict[str, str]] = dict
     max_threads: int | None = None
 

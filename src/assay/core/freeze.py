@@ -14,6 +14,7 @@ import difflib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from assay.core.config import digest
@@ -46,7 +47,7 @@ def freeze(
         state = code["reason"] or "the project has uncommitted changes (`git status` lists them)"
         raise StudyError(f"{where}: freezing needs a clean commit, but {state}. Commit first.")
     before = last_freeze(events, study.id)
-    data = data_sha256(study, selection.planned)
+    data = data_sha256(study, selection.planned, settings.data_dir)
     if before is not None and is_current(before, study, code, data):
         raise StudyError(
             f"{where}: is frozen as version {before.body['version']} already, with this file and "
@@ -144,7 +145,7 @@ def is_current(event: Event, study: Study, code: Mapping[str, Any], data: str) -
     )
 
 
-def data_sha256(study: Study, planned: Sequence[PlannedRun]) -> str:
+def data_sha256(study: Study, planned: Sequence[PlannedRun], data_dir: Path | None) -> str:
     """Digest of the fingerprints of all data that the planned runs of an engine will read.
 
     What a command reads the lab does not know; it is compared between arms as far as the command
@@ -153,7 +154,9 @@ def data_sha256(study: Study, planned: Sequence[PlannedRun]) -> str:
     if study.task is None:
         return digest([])
     fingerprint = study.task.fingerprint
-    return digest([[run.identity, fingerprint(run.typed_config, run.seeds)] for run in planned])
+    return digest(
+        [[run.identity, fingerprint(run.typed_config, run.seeds, data_dir)] for run in planned]
+    )
 
 
 def phase_of(
@@ -165,7 +168,7 @@ def phase_of(
         return study.table.phase, f"phase {study.table.phase}: the study is not frozen"
     version = event.body["version"]
     code = code_state(settings.root, settings.environment)
-    if is_current(event, study, code, data_sha256(study, planned)):
+    if is_current(event, study, code, data_sha256(study, planned, settings.data_dir)):
         return "frozen", f"phase frozen: version {version}, commit {event.body['commit'][:9]}"
     what = "data changed"
     if event.body["study_digest"] != study.digest:

@@ -139,11 +139,13 @@ def _engine(
     engine, task = find_task(
         records[0].engine, records[0].task, root=Path(job.root), where=records[0].study
     )
+    # An engine can take a class of the user's by name; the project's files shadow nothing.
+    sys.path.append(job.root)
     configs = [build(task.config, r.config, where=f"run {r.id}") for r in records]
     shared = _capture(job, settings, list(sys.orig_argv[:4]), engine)
     shared["engine"] = {"name": engine.name, "task": task.name, **task.environment()}
     for record, writer, config in zip(records, writers, configs, strict=True):
-        data = task.fingerprint(config, record.seeds)
+        data = task.fingerprint(config, record.seeds, settings.data_dir)
         _record_provenance(writer, {**shared, "data": data}, settings)
     task.run(configs, writers)
     return None

@@ -21,7 +21,7 @@ def test_a_text_is_its_bytes(tmp_path):
     assert name == f"own.txt@sha256:{hashlib.sha256(BYTES).hexdigest()}"
     assert corpus(name, tmp_path).tobytes() == BYTES
     config = replace(CONFIG, corpus=name)
-    fingerprint = ENGINE.tasks["train"].fingerprint(config, {})
+    fingerprint = ENGINE.tasks["train"].fingerprint(config, {}, None)
     assert fingerprint == {"corpus own.txt": hashlib.sha256(BYTES).hexdigest()}
     context = Context()
     context.data_dir = tmp_path

@@ -1,6 +1,7 @@
 """Adapter: what the lab needs to know about this engine. No torch until a task runs."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from assay.core.engine import Engine, Metric, RunContext, Task
@@ -82,7 +83,9 @@ def _train(configs: Sequence[Any], contexts: Sequence[RunContext]) -> None:
     train(configs, contexts)
 
 
-def _fingerprint(config: AdditionConfig, seeds: Mapping[str, int]) -> dict[str, str]:
+def _fingerprint(
+    config: AdditionConfig, seeds: Mapping[str, int], data_dir: Path | None
+) -> dict[str, str]:
     from assay.engines.addition.data import description
 
     return description(config, seeds["data"])

@@ -92,7 +92,9 @@ def find(config: EvaluateConfig, data_dir: Path | None) -> Path:
     )
 
 
-def fingerprint(config: EvaluateConfig, seeds: Mapping[str, int]) -> dict[str, str]:
+def fingerprint(
+    config: EvaluateConfig, seeds: Mapping[str, int], data_dir: Path | None
+) -> dict[str, str]:
     """What a run reads: the checkpoint and the generated test set."""
     from assay.engines.addition.data import digest_of, holdout  # noqa: PLC0415
 

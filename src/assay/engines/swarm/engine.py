@@ -91,7 +91,9 @@ def _train(configs: Sequence[Any], contexts: Sequence[RunContext]) -> None:
     train(configs, contexts)
 
 
-def _fingerprint(config: SwarmConfig, seeds: Mapping[str, int]) -> dict[str, str]:
+def _fingerprint(
+    config: SwarmConfig, seeds: Mapping[str, int], data_dir: Path | None
+) -> dict[str, str]:
     from assay.engines.swarm.corpus import description
 
     name, sha256 = description(config.corpus)

@@ -1,0 +1,1 @@
+"""Learning without backpropagating through hidden layers: credit estimators, rules, diagnostics."""

@@ -1,0 +1,139 @@
+"""The runs of a cohort, stacked: nets, optimizer, estimator, and what they are saved as."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from assay.core.engine import RunContext
+from assay.core.errors import CheckpointError, ConfigError
+from assay.engines.credit.config import EstimatorConfig
+from assay.engines.credit.estimators.base import Estimator, Setting
+from assay.engines.credit.estimators.registry import make
+from assay.engines.credit.net import Net, Shape, initial
+from assay.engines.credit.optim import Optimizer
+
+ESTIMATOR_STREAM, NET_STREAM = 1, 0
+
+
+def generator(seed: int, stream: int) -> torch.Generator:
+    """One of several independent streams of a seed."""
+    return torch.Generator().manual_seed(1_000_003 * seed + stream)
+
+
+@dataclass(slots=True)
+class Learners:
+    """Nets and estimators of a cohort, and all that their next step depends on.
+
+    Attributes:
+        net: Of all runs.
+        optimizer: Of the nets.
+        estimator: Of all runs.
+        generators: Of each run's estimator.
+    """
+
+    net: Net
+    optimizer: Optimizer
+    estimator: Estimator
+    generators: Sequence[torch.Generator]
+
+    def state(self) -> dict[str, Tensor]:
+        """Live tensors by name: with a leading axis of runs, or a number that all share."""
+        parts = {
+            "net": self.net.parameters,
+            "optimizer": self.optimizer.state,
+            "estimator": self.estimator.state(),
+        }
+        return {
+            f"{part}.{name}": value for part, each in parts.items() for name, value in each.items()
+        }
+
+    def dump(self, run: int, also: Mapping[str, float] | None = None) -> bytes:
+        """One run's part of it."""
+        tensors = {
+            name: (value[run] if value.dim() else value).clone().contiguous()
+            for name, value in self.state().items()
+        }
+        tensors["generator"] = self.generators[run].get_state()
+        return safetensors.torch.save(tensors, {k: repr(v) for k, v in (also or {}).items()})
+
+    def load(self, run: int, content: bytes) -> None:
+        """Put one run's part back.
+
+        Raises:
+            CheckpointError: It is none of this cohort.
+        """
+        try:
+            found = safetensors.torch.load(content)
+            for name, value in self.state().items():
+                place = value[run] if value.dim() else value
+                if place.shape != found[name].shape:
+                    raise ValueError(
+                        f"{name} must be {list(place.shape)}, is {list(found[name].shape)}"
+                    )
+                place.copy_(found[name])
+            self.generators[run].set_state(found["generator"])
+        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"A checkpoint must hold net, optimizer and estimator of this configuration; this one does "
+                f"not: {error}. Remove it to begin again."
+            ) from error
+
+
+def begin(
+    shape: Shape,
+    configs: Sequence[EstimatorConfig],
+    seeds: Sequence[int],
+    *,
+    alpha: Sequence[float],
+    gain: Sequence[float],
+    optimizer: str = "adam",
+    weight_decay: Sequence[float] | None = None,
+) -> Learners:
+    """A cohort at step 0, each run from its own seed.
+
+    Args:
+        shape: Of the nets.
+        configs: Of the estimators, one a run.
+        seeds: One a run.
+        alpha: One a run; see `Net`.
+        gain: One a run; see `initial`.
+        optimizer: "adam" or "sgd" with momentum 0.9.
+        weight_decay: One a run.
+    """
+    drawn = [
+        initial(shape, generator(seed, NET_STREAM), g) for seed, g in zip(seeds, gain, strict=True)
+    ]
+    parameters = {name: torch.stack([each[name] for each in drawn]) for name in drawn[0]}
+    net = Net(shape, torch.tensor(alpha), parameters)
+    generators = [generator(seed, ESTIMATOR_STREAM) for seed in seeds]
+    decay = torch.tensor(weight_decay) if weight_decay and any(weight_decay) else None
+    made = Optimizer(
+        parameters, "adam" if optimizer == "adam" else "sgd", momentum=0.9, decay_S=decay
+    )
+    return Learners(net, made, make(Setting(shape, configs, generators)), generators)
+
+
+def check_cohort(
+    configs: Sequence[EstimatorConfig], contexts: Sequence[RunContext], stackable: frozenset[str]
+) -> None:
+    """Refuse runs that cannot be stacked.
+
+    Raises:
+        ConfigError: They differ in more than may be stacked, or the device is not the CPU.
+    """
+    first = configs[0]
+    names = stackable & {field.name for field in fields(first)}
+    for config in configs:
+        if replace(config, **{name: getattr(first, name) for name in names}) != first:
+            raise ConfigError(
+                "The runs of a cohort may differ only in their seeds and in "
+                f"{', '.join(sorted(names))}; got {config} beside {first}. Train them apart."
+            )
+    if contexts[0].device != "cpu":
+        raise ConfigError(
+            f"The credit engine computes on the CPU; got device {contexts[0].device!r}. Take 'cpu'."
+        )

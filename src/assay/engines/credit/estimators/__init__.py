@@ -1,0 +1,1 @@
+"""Credit estimators, by name: see `make`."""

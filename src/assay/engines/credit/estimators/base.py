@@ -1,0 +1,113 @@
+"""What a credit estimator is, and how its answer is checked."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from assay.engines.credit.config import EstimatorConfig
+from assay.engines.credit.firewall import CreditError, Derivative, View
+from assay.engines.credit.net import Shape, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What an estimator is made for.
+
+    Attributes:
+        shape: Of the nets.
+        configs: Settings of each run; they differ at most in what can be stacked.
+        generators: Of each run: all that its estimator draws.
+    """
+
+    shape: Shape
+    configs: Sequence[EstimatorConfig]
+    generators: Sequence[torch.Generator]
+
+    @property
+    def config(self) -> EstimatorConfig:
+        """What all runs have in common."""
+        return self.configs[0]
+
+    def randn(self, *size: int) -> Tensor:
+        """Normal numbers [S, *size], each run's from its own generator."""
+        return torch.stack([torch.randn(size, generator=g) for g in self.generators])
+
+    def each(self, name: str) -> Tensor:
+        """A setting of every run, [S]."""
+        return torch.tensor([float(getattr(config, name)) for config in self.configs])
+
+
+class Estimator(ABC):
+    """Guesses costates without backpropagation through hidden layers; all runs at once.
+
+    A subclass says which derivatives it uses, and the view that it is given allows no other.
+
+    Args:
+        setting: Shape, settings and generators of the runs.
+    """
+
+    derivatives: ClassVar[frozenset[Derivative]] = frozenset()
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.pace = 1.0
+        """Factor on the learning rate, for schedules."""
+
+    @property
+    def name(self) -> str:
+        """For errors and logs."""
+        return type(self).__name__
+
+    @abstractmethod
+    def credit(self, trajectory: Trajectory, view: View) -> Tensor:
+        """Costates of h_0 … h_{L - 1} of every sample, [S, L, B, D]."""
+
+    def fit_step(self, trajectory: Trajectory, view: View) -> dict[str, Tensor]:
+        """Learn from one batch; returns what is worth logging, name → [S]."""
+        return {}
+
+    def parameter_gradients(self, trajectory: Trajectory, view: View) -> dict[str, Tensor] | None:
+        """Gradients of the net's own parameters, from methods that have no credit."""
+        return None
+
+    def state(self) -> dict[str, Tensor]:
+        """All numbers that it has learned or drawn; changing them changes the estimator."""
+        return {}
+
+    def to(self, dtype: torch.dtype) -> None:
+        """Compute in another precision from now on."""
+        for value in self.state().values():
+            if value.is_floating_point():
+                value.data = value.data.to(dtype)
+
+
+def credit_of(estimator: Estimator, trajectory: Trajectory, view: View) -> Tensor:
+    """An estimator's credit for h_0 … h_{L - 1}, checked.
+
+    Raises:
+        CreditError: It is of the wrong shape, or has numbers that are none; says which layer.
+    """
+    credit = estimator.credit(trajectory, view)
+    wanted = trajectory.h_SLBD[:, :-1].shape
+    if tuple(credit.shape) != tuple(wanted):
+        raise CreditError(
+            f"Estimator {estimator.name} must give credit of shape {list(wanted)} (runs, layers 0 to "
+            f"L - 1, samples, width); got {list(credit.shape)}."
+        )
+    if not torch.isfinite(credit).all():
+        good = torch.isfinite(credit).flatten(2).all(-1)
+        run, layer = (~good).nonzero()[0].tolist()
+        raise CreditError(
+            f"Estimator {estimator.name} gave credit that is no number at layer {layer} (run {run} of "
+            f"the cohort). Lower est_lr or the net's lr, or look at what it divides by."
+        )
+    return credit.detach()
+
+
+def tensors(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """A part's state under a name."""
+    return {f"{prefix}.{name}": value for name, value in state.items()}

@@ -1,0 +1,69 @@
+"""From a method's name to its estimator."""
+
+import importlib
+
+from assay.core.errors import ConfigError
+from assay.engines.credit.estimators.base import Estimator, Setting
+from assay.engines.credit.estimators.bridges import ScalarBridge, StateBridge
+from assay.engines.credit.estimators.fixed import (
+    DirectFeedback,
+    FeedbackAlignment,
+    Oracle,
+    SignSymmetric,
+    TerminalCopy,
+    Zero,
+)
+from assay.engines.credit.estimators.local import LocalLoss, SyntheticGradient
+from assay.engines.credit.estimators.perturbed import (
+    ForwardGradient,
+    LearnedFeedback,
+    NodePerturbation,
+    VectorField,
+    WeightPerturbation,
+)
+
+ESTIMATORS: dict[str, type[Estimator]] = {
+    "bp": Oracle,
+    "zero": Zero,
+    "copy": TerminalCopy,
+    "fa": FeedbackAlignment,
+    "dfa": DirectFeedback,
+    "sign-symmetric": SignSymmetric,
+    "state-bridge": StateBridge,
+    "scalar-bridge": ScalarBridge,
+    "vector-field": VectorField,
+    "forward-gradient": ForwardGradient,
+    "node-perturbation": NodePerturbation,
+    "weight-perturbation": WeightPerturbation,
+    "learned-feedback": LearnedFeedback,
+    "dni": SyntheticGradient,
+    "local-loss": LocalLoss,
+}
+
+
+def make(setting: Setting) -> Estimator:
+    """The estimator that a configuration's `method` names: one of ours, or module:Class.
+
+    Raises:
+        ConfigError: There is no such class, or it is no estimator.
+    """
+    return find(setting.config.method)(setting)
+
+
+def find(method: str) -> type[Estimator]:
+    """The class of a method."""
+    if method in ESTIMATORS:
+        return ESTIMATORS[method]
+    module, _, name = method.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"method {method!r} must name a class that can be imported: {error}. Put its file beside the "
+            f"study's project, or choose one of {', '.join(ESTIMATORS)}."
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Estimator)):
+        raise ConfigError(
+            f"method {method!r} must name a subclass of assay.engines.credit.Estimator; it names {found!r}."
+        )
+    return found

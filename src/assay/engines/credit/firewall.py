@@ -1,0 +1,243 @@
+"""What an estimator may differentiate: the view of the net that it is given, and its guard.
+
+Allowed to all: the derivative of the loss by logits and h_L (they lie in the `Trajectory`), and
+anything inside the estimator's own net. Everything else is declared, and a method of `View`:
+
+    tail            losses of changed states: forward evaluations
+    tail-jvp        forward-mode derivatives of those losses
+    feedback-chain  reverse mode through a block whose matrices are replaced by others
+    block-vjp       reverse mode through one block (DNI)
+    oracle          reverse mode through all: the true costates
+
+The view's net multiplies by `Guarded`, whose backward raises, so that reverse mode through any
+block is impossible in every way that goes through the view, declared or not.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from assay.core.errors import AssayError
+from assay.engines.credit.net import Matmul, Net, Trajectory, apply_block
+
+Derivative = Literal["tail", "tail-jvp", "feedback-chain", "block-vjp", "oracle"]
+DERIVATIVES: frozenset[Derivative] = frozenset(
+    ("tail", "tail-jvp", "feedback-chain", "block-vjp", "oracle")
+)
+
+
+class CreditError(AssayError):
+    """An estimator did what it may not, or gave what is no credit."""
+
+
+class Guarded(torch.autograd.Function):
+    """A matrix product with values and forward-mode derivatives, and no reverse mode."""
+
+    @staticmethod
+    def forward(h: Tensor, weight: Tensor, who: str, index: int) -> Tensor:
+        """The product."""
+        return torch.matmul(h, weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep what the derivatives need, and whom to blame."""
+        h, weight, ctx.who, ctx.index = inputs
+        ctx.save_for_forward(h, weight)
+
+    @staticmethod
+    def jvp(ctx: Any, h_dot: Tensor | None, weight_dot: Tensor | None, *_: None) -> Tensor:
+        """Forward mode: allowed."""
+        h, weight = ctx.saved_tensors
+        parts = []
+        if h_dot is not None:
+            parts.append(torch.matmul(h_dot, weight))
+        if weight_dot is not None:
+            parts.append(torch.matmul(h, weight_dot))
+        return sum(parts[1:], parts[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        """Reverse mode: never."""
+        raise CreditError(
+            f"Estimator {ctx.who} took a reverse-mode derivative through block {ctx.index}. Hidden "
+            "backpropagation is what an estimator must do without: use view.tail, view.tail_jvp, or "
+            "declare and call view.block_vjp."
+        )
+
+
+class Replaced(torch.autograd.Function):
+    """A matrix product whose derivative by its rows uses another matrix (feedback alignment)."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor, feedback: Tensor) -> Tensor:
+        """The product with the true matrix."""
+        ctx.save_for_backward(feedback)
+        return torch.matmul(h, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        """Transport by the feedback matrix; the matrices themselves get nothing."""
+        (feedback,) = ctx.saved_tensors
+        return torch.matmul(grads[0], feedback.mT), None, None
+
+
+class View:
+    """The net, as an estimator may use it.
+
+    Args:
+        net: Of all runs.
+        who: Name of the estimator, for errors.
+        declared: What it says that it uses.
+    """
+
+    def __init__(self, net: Net, who: str, declared: frozenset[Derivative]) -> None:
+        unknown = declared - DERIVATIVES
+        if unknown:
+            raise CreditError(
+                f"Estimator {who} declares {sorted(unknown)}; derivatives are {sorted(DERIVATIVES)}."
+            )
+
+        def guarded(index: int) -> Matmul:
+            return lambda h, weight: Guarded.apply(h, weight, who, index)
+
+        self.shape = net.shape
+        self.net = replace(net, matmul=guarded)
+        self._who = who
+        self._declared = declared
+        # What only the declared methods below may use.
+        self.__net = net
+
+    def _need(self, derivative: Derivative) -> None:
+        if derivative not in self._declared:
+            raise CreditError(
+                f"Estimator {self._who} used {derivative!r}, which it does not declare (it declares "
+                f"{sorted(self._declared) or 'nothing'}). Add it to `derivatives`, so that the log can say "
+                "what it rests on."
+            )
+
+    def blocks(self, h_SLBD: Tensor) -> Tensor:
+        """h_1 … h_L that each block makes of a given input of its own."""
+        self._need("tail")
+        with torch.no_grad():
+            return torch.stack([self.net.block(i, h) for i, h in enumerate(h_SLBD.unbind(1))], 1)
+
+    def tail(self, layers: Sequence[int], states: Sequence[Tensor], y: Tensor) -> Tensor:
+        """Losses of states put in at several layers, in one sweep through the net.
+
+        Args:
+            layers: Layers, ascending.
+            states: For each, [S, N, B, D]: N states of each sample.
+            y: Labels or targets of the samples.
+
+        Returns:
+            [S, layers, N, B].
+        """
+        self._need("tail")
+        with torch.no_grad():
+            return _sweep(self.net, layers, states, y)
+
+    def tail_jvp(
+        self, layers: Sequence[int], states: Sequence[Tensor], tangents: Sequence[Tensor], y: Tensor
+    ) -> Tensor:
+        """Derivatives of those losses along tangents of the states; as `tail`."""
+        self._need("tail-jvp")
+        with torch.no_grad():
+            change = torch.func.jvp(
+                lambda *given: _sweep(self.net, layers, given, y), tuple(states), tuple(tangents)
+            )[1]
+        return change
+
+    def perturbed(self, trajectory: Trajectory, noise_SLBD: Tensor) -> Tensor:
+        """Losses [S, B] where noise is added to h_0 … h_{L - 1}, each where it arises."""
+        self._need("tail")
+        with torch.no_grad():
+            return _with_noise(self.net, trajectory, noise_SLBD)
+
+    def perturbed_jvp(self, trajectory: Trajectory, tangent_SLBD: Tensor) -> Tensor:
+        """Derivative [S, B] of each loss along a tangent of h_0 … h_{L - 1} together."""
+        self._need("tail-jvp")
+        with torch.no_grad():
+            change = torch.func.jvp(
+                lambda noise: _with_noise(self.net, trajectory, noise),
+                (torch.zeros_like(tangent_SLBD),),
+                (tangent_SLBD,),
+            )[1]
+        return change
+
+    def loss_at(self, trajectory: Trajectory, change: Mapping[str, Tensor]) -> Tensor:
+        """Mean loss [S] of the batch where the parameters are changed by so much."""
+        self._need("tail")
+        moved = {name: self.net.parameters[name] + value for name, value in change.items()}
+        return self.net.having(moved).trajectory(trajectory.x_SBI, trajectory.y).loss_SB.mean(1)
+
+    def feedback_vjp(
+        self, index: int, h_SRD: Tensor, credit_SRD: Tensor, feedback: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Credit of a block's input from that of its output, with other matrices in its place.
+
+        Args:
+            index: Of the block.
+            h_SRD: Its input.
+            credit_SRD: Of its output.
+            feedback: Name of a matrix of blocks → [S, L, D, D] used instead of it on the way back.
+        """
+        self._need("feedback-chain")
+        net = self.__net
+        part = {name: value[:, index] for name, value in net.of_blocks().items()}
+        queue = [
+            feedback[name][:, index] for name in ("blocks.weight", "blocks.out") if name in part
+        ]
+        found = iter(queue)
+        return _vjp(
+            lambda h: apply_block(
+                net.shape, net.alpha_S, part, h, lambda a, w: Replaced.apply(a, w, next(found))
+            ),
+            h_SRD,
+            credit_SRD,
+        )
+
+    def block_vjp(self, index: int, h_SRD: Tensor, credit_SRD: Tensor) -> Tensor:
+        """Credit of a block's input from that of its output, exactly; through no other block."""
+        self._need("block-vjp")
+        return _vjp(lambda h: self.__net.block(index, h), h_SRD, credit_SRD)
+
+    def costates(self, trajectory: Trajectory) -> Tensor:
+        """The true costates of h_0 … h_L: what all others must do without."""
+        self._need("oracle")
+        return self.__net.costates(trajectory)
+
+
+def _vjp(function: Callable[[Tensor], Tensor], h: Tensor, credit: Tensor) -> Tensor:
+    leaf = h.detach().requires_grad_()
+    with torch.enable_grad():
+        out = function(leaf)
+    return torch.autograd.grad(out, leaf, credit)[0]
+
+
+def _sweep(net: Net, layers: Sequence[int], states: Sequence[Tensor], y: Tensor) -> Tensor:
+    """Rows join where their layer is reached, so each block is computed once."""
+    runs, copies, samples, width = states[0].shape
+    rows = states[0].new_zeros(runs, 0, width)
+    waiting = dict(zip(layers, states, strict=True))
+    for index in range(min(layers), net.shape.depth):
+        if index in waiting:
+            rows = torch.cat([rows, waiting[index].reshape(runs, copies * samples, width)], 1)
+        rows = net.block(index, rows)
+    many = len(layers) * copies
+    labels = y.unsqueeze(1).expand(runs, many, *y.shape[1:]).reshape(runs, -1, *y.shape[2:])
+    return net.losses(net.head(rows), labels).view(runs, len(layers), copies, samples)
+
+
+def _with_noise(net: Net, trajectory: Trajectory, noise_SLBD: Tensor) -> Tensor:
+    h = trajectory.h_SLBD[:, 0] + noise_SLBD[:, 0]
+    for index in range(net.shape.depth):
+        h = net.block(index, h)
+        if index + 1 < net.shape.depth:
+            h = h + noise_SLBD[:, index + 1]
+    return net.losses(net.head(h), trajectory.y)

@@ -1,0 +1,149 @@
+"""Frozen task: backpropagation trains a net, then an estimator learns on it as it stands.
+
+What the credit is worth is measured twice: against the true costates, and by what local updates do
+to the loss, beside the same measures of the true credit (`method = "bp"`) and of credit with its
+sign turned round (`negated`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from assay.core.engine import RunContext
+from assay.core.errors import ConfigError
+from assay.engines.credit import exploit
+from assay.engines.credit.cohort import check_cohort
+from assay.engines.credit.config import STACKABLE, FrozenConfig
+from assay.engines.credit.exploit import Batch, Rule
+from assay.engines.credit.firewall import View
+from assay.engines.credit.surrogates import Normalise, gradients
+from assay.engines.credit.train import Clock, Training, one_thread
+
+RANGES: tuple[exploit.Range, ...] = ("last1", "last2", "all")
+KINDS: dict[str, Normalise] = {"raw": "none", "norm": "per-sample"}
+LOCAL_STEPS = 5
+
+
+def run(configs: Sequence[FrozenConfig], contexts: Sequence[RunContext]) -> None:
+    """Snapshot, estimator, measures; or until it is asked to stop.
+
+    Args:
+        configs: One a run; they may differ in the settings named by `STACKABLE`.
+        contexts: One a run.
+    """
+    check_cohort(configs, contexts, STACKABLE)
+    with one_thread():
+        frozen = Frozen(configs, contexts)
+        frozen.restore()
+        clock = Clock(frozen)
+        while frozen.step < frozen.steps:
+            frozen.advance()
+            clock.show()
+            stop = any(context.should_stop() for context in contexts)
+            if frozen.at_evaluation():
+                frozen.evaluate()
+            elif stop:
+                frozen.save()
+            if stop and frozen.step < frozen.steps:
+                return
+        frozen.finish(clock.seconds_per_step())
+
+
+class Frozen(Training):
+    """First the net's epochs, then the estimator's; steps count both.
+
+    Args:
+        configs: One a run.
+        contexts: One a run.
+    """
+
+    def __init__(self, configs: Sequence[FrozenConfig], contexts: Sequence[RunContext]) -> None:
+        super().__init__(configs, contexts)
+        self.frozen = configs[0]
+        least = min(len(self.data[0].train), len(self.data[0].val), len(self.data[0].test))
+        if self.frozen.exploit_batch > least:
+            raise ConfigError(
+                f"exploit_batch must be at most the samples of the smallest part of {self.config.data!r}, "
+                f"{least}; got {self.frozen.exploit_batch}."
+            )
+        self.net_steps = self.frozen.snapshot_epochs * self.orders[0].batches
+        self.steps += self.net_steps
+
+    def advance(self) -> None:
+        """One step of the net by backpropagation, or one of the estimator."""
+        trajectory = self.net.trajectory(*self.batch())
+        if self.step < self.net_steps:
+            self.update(gradients(self.net, trajectory, self.net.costates(trajectory)))
+        else:
+            estimator = self.learners.estimator
+            view = View(self.net, estimator.name, estimator.derivatives)
+            for _ in range(self.config.est_steps):
+                self.fit = estimator.fit_step(trajectory, view)
+        self.loss_S = trajectory.loss_SB.mean(1)
+        self.step += 1
+
+    def measured(self, split: str) -> list[dict[str, float]]:
+        """The same as online, and at the end what the credit can be used for."""
+        found = super().measured(split)
+        if split == "test":
+            for values, more in zip(found, self.exploited(), strict=True):
+                values |= more
+        return found
+
+    def batches(self, number: int) -> tuple[Batch, Batch, Batch]:
+        """Three batches: of the training part for the credit, of val to choose on, of test to report."""
+        size = self.frozen.exploit_batch
+        places = torch.arange(number * size, (number + 1) * size)
+        parts = []
+        for name in ("train", "val", "test"):
+            own = [getattr(each, name) for each in self.data]
+            # A part with fewer samples than are asked for begins again.
+            chosen = places % len(own[0])
+            x = torch.stack([part.x_NI[chosen] for part in own])
+            y = torch.stack([part.y_N[chosen] for part in own])
+            parts.append(Batch(x, y))
+        return parts[0], parts[1], parts[2]
+
+    def exploited(self) -> list[dict[str, float]]:
+        """Loss changes of five local steps and of line searches, means over batches; by metric name."""
+        sums: dict[str, Tensor] = {}
+        count = self.frozen.exploit_batches
+        for number in range(count):
+            for name, value in self._one(*self.batches(number)).items():
+                sums[name] = sums.get(name, 0) + value / count
+        return [
+            {name: float(value[run]) for name, value in sums.items()}
+            for run in range(len(self.contexts))
+        ]
+
+    def _one(self, same: Batch, chosen: Batch, held: Batch) -> dict[str, Tensor]:
+        config, estimator = self.frozen, self.learners.estimator
+        sign = -1.0 if config.negated else 1.0
+        rule = Rule(
+            normalise=config.normalise,
+            surrogate=config.surrogate,
+            eta=config.target_eta,
+            clamp=config.clamp,
+            sign=sign,
+        )
+        after = exploit.after_steps(
+            self.net, estimator, same, rule, steps=LOCAL_STEPS, eta=config.exploit_lr
+        )
+        found = {
+            f"exploit/steps_{name}_nats": exploit.loss(after, batch) - exploit.loss(self.net, batch)
+            for name, batch in (("same", same), ("held", held))
+        }
+        for label, normalise in KINDS.items():
+            own = replace(rule, normalise=normalise, surrogate="inner", clamp=0.0)
+            whole = exploit.update(self.net, estimator, same, own)
+            for where in RANGES:
+                part = exploit.within(whole, where, self.shape.depth)
+                search = exploit.line_search(self.net, part, (same, chosen, held))
+                best, there = search.at_best_same()
+                name = f"exploit/{where}_{label}"
+                found[f"{name}_same_nats"] = best
+                found[f"{name}_held_nats"] = there
+                found[f"{name}_fair_nats"] = search.fair()
+        return found

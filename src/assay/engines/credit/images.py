@@ -1,0 +1,173 @@
+"""Images and labels by name, as arrays. No torch: `assay run --dry-run` looks here for what is missing."""
+
+import gzip
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+
+from assay.core.errors import ConfigError
+
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+FOLDERS = ("fashion-mnist", "cifar10")
+"""Sets that lie in the data folder under these names."""
+
+
+def read(name: str, data_dir: Path | None) -> dict[str, np.ndarray]:
+    """x_train [N, H, W] or [N, H, W, C] (any numbers), y_train [N], and the same for test.
+
+    Args:
+        name: digits, fashion-mnist, cifar10, hub:NAME, or the path of an .npz.
+        data_dir: The data folder, if there is one.
+
+    Raises:
+        ConfigError: It is not there, or is no set of images and labels.
+    """
+    if name == "digits":
+        arrays = _digits()
+    elif name.startswith("hub:"):
+        arrays = _hub(name.removeprefix("hub:"))
+    else:
+        path = locate(name, data_dir)
+        readers = {"fashion-mnist": _fashion, "cifar10": _cifar}
+        arrays = readers.get(name, _npz)(path)
+    _check(name, arrays)
+    return arrays
+
+
+def locate(name: str, data_dir: Path | None) -> Path:
+    """Where a set in the data folder lies, or the file of an .npz.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if name.endswith(".npz"):
+        for path in (Path(name), *([] if data_dir is None else [data_dir / name])):
+            if path.is_file():
+                return path
+        raise ConfigError(
+            f"Data {name!r} must be a file, here or in the data folder; ASSAY_DATA is {data_dir or 'not set'}."
+        )
+    if name not in FOLDERS:
+        raise ConfigError(
+            f"data must be ladder, digits, {', '.join(FOLDERS)}, hub:NAME or a path that ends in .npz; got "
+            f"{name!r}."
+        )
+    for folder in [] if data_dir is None else [data_dir / name, data_dir / "data" / name]:
+        if folder.is_dir():
+            return folder
+    raise ConfigError(
+        f"Data {name!r} must be a folder of the data folder; ASSAY_DATA is {data_dir or 'not set'}. Set it "
+        'to the folder that holds it, or take data = "digits", which is on every machine.'
+    )
+
+
+def sha256_of(name: str, data_dir: Path | None) -> str:
+    """Digest of the files that are read; of the arrays where there are none."""
+    digest = hashlib.sha256()
+    if name == "digits" or name.startswith("hub:"):
+        arrays = read(name, data_dir)
+        for key in ARRAYS:
+            digest.update(np.ascontiguousarray(arrays[key]).tobytes())
+        return digest.hexdigest()
+    path = locate(name, data_dir)
+    # Notes that lie beside the data are not data.
+    files = [path] if path.is_file() else sorted([*path.glob("*.parquet"), *path.glob("*.gz")])
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _check(name: str, arrays: dict[str, np.ndarray]) -> None:
+    shapes = {key: arrays[key].shape for key in ARRAYS}
+    for which in ("train", "test"):
+        x, y = arrays[f"x_{which}"], arrays[f"y_{which}"]
+        same = x.shape[1:] == arrays["x_train"].shape[1:]
+        if x.ndim < 2 or y.ndim != 1 or len(x) != len(y) or len(x) < 10 or not same:
+            raise ConfigError(
+                f"Data {name!r} must have x_train [N, …], y_train [N], x_test [M, …], y_test [M] with "
+                f"images of one size and at least 10 of each; got {shapes}."
+            )
+        if not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
+            raise ConfigError(
+                f"Labels of data {name!r} must be whole numbers from 0; y_{which} is {y.dtype} from {y.min()}."
+            )
+        if not np.isfinite(x).all():
+            raise ConfigError(
+                f"Inputs of data {name!r} must be numbers; x_{which} has some that are not."
+            )
+
+
+def _digits() -> dict[str, np.ndarray]:
+    from sklearn.datasets import load_digits  # noqa: PLC0415
+
+    found = load_digits()
+    x, y = found.images, found.target
+    # In the order of the set, whose last part was written by other people.
+    at = len(x) - 450
+    return dict(zip(ARRAYS, (x[:at], y[:at], x[at:], y[at:]), strict=True))
+
+
+def _fashion(folder: Path) -> dict[str, np.ndarray]:
+    def idx(name: str, start: int) -> np.ndarray:
+        with gzip.open(folder / name) as file:
+            return np.frombuffer(file.read()[start:], np.uint8)
+
+    try:
+        return {
+            "x_train": idx("train-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28),
+            "y_train": idx("train-labels-idx1-ubyte.gz", 8),
+            "x_test": idx("t10k-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28),
+            "y_test": idx("t10k-labels-idx1-ubyte.gz", 8),
+        }
+    except (OSError, EOFError, ValueError) as error:
+        raise ConfigError(
+            f"Data 'fashion-mnist' in {folder} cannot be read: {error}. Copy it again."
+        ) from error
+
+
+def _cifar(folder: Path) -> dict[str, np.ndarray]:
+    import polars  # noqa: PLC0415
+    from PIL import Image  # noqa: PLC0415
+
+    found = {}
+    for which in ("train", "test"):
+        paths = sorted(folder.glob(f"{which}-*.parquet"))
+        if not paths:
+            raise ConfigError(f"Data 'cifar10' needs {which}-*.parquet in {folder}; there is none.")
+        table = polars.concat([polars.read_parquet(path) for path in paths])
+        pictures = [
+            np.asarray(Image.open(io.BytesIO(each["bytes"])).convert("RGB"))
+            for each in table["img"]
+        ]
+        found[f"x_{which}"] = np.stack(pictures)
+        found[f"y_{which}"] = table["label"].to_numpy()
+    return found
+
+
+def _npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in ARRAYS}
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"Data {str(path)!r} must be an .npz with {', '.join(ARRAYS)}: {error}."
+        ) from error
+
+
+def _hub(name: str) -> dict[str, np.ndarray]:
+    try:
+        import datasets  # noqa: PLC0415
+    except ImportError as error:
+        raise ConfigError(
+            f"Data 'hub:{name}' needs the library `datasets`, which is not installed: pip install datasets."
+        ) from error
+    found = {}
+    whole = datasets.load_dataset(name)
+    for which in ("train", "test"):
+        part = whole[which]
+        image = next(c for c in ("img", "image") if c in part.column_names)
+        found[f"x_{which}"] = np.stack([np.asarray(each) for each in part[image]])
+        found[f"y_{which}"] = np.asarray(part["label"])
+    return found

@@ -1,0 +1,86 @@
+"""Optimizers of S runs at once: elementwise, so each run's update is what it would be alone."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Kind = Literal["adam", "sgd"]
+
+
+class Optimizer:
+    """Adam (Kingma & Ba 2015, betas 0.9 and 0.999, eps 1e-8) or SGD with momentum, in place.
+
+    Args:
+        parameters: Name → tensor with a leading axis of runs.
+        kind: Which.
+        momentum: Of SGD.
+        decay_S: Decoupled weight decay of each run, times its learning rate; matrices only.
+    """
+
+    BETAS = (0.9, 0.999)
+    EPS = 1e-8
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        kind: Kind = "adam",
+        momentum: float = 0.0,
+        decay_S: Tensor | None = None,
+    ) -> None:
+        self.parameters = parameters
+        self.kind = kind
+        self.momentum = momentum
+        self.decay_S = decay_S
+        names = ("first", "second") if kind == "adam" else ("first",)
+        self.state = {
+            f"{name}.{moment}": torch.zeros_like(value)
+            for name, value in parameters.items()
+            for moment in names
+        }
+        self.state["steps"] = torch.zeros(())
+
+    @torch.no_grad()
+    def step(self, gradients: Mapping[str, Tensor], lr_S: Tensor) -> None:
+        """Advance every run by one update.
+
+        Args:
+            gradients: Name → gradient of the sum of the runs' losses.
+            lr_S: Learning rate of each run.
+        """
+        self.state["steps"] += 1
+        taken = float(self.state["steps"])
+        for name, value in self.parameters.items():
+            lr = lr_S.view(-1, *[1] * (value.dim() - 1))
+            if self.decay_S is not None and name.rpartition(".")[2] != "bias":
+                value.mul_(1 - lr * self.decay_S.view_as(lr))
+            if self.kind == "adam":
+                value.sub_(lr * self._adam(name, gradients[name], taken))
+            else:
+                first = self.state[f"{name}.first"].mul_(self.momentum).add_(gradients[name])
+                value.sub_(lr * first)
+
+    def _adam(self, name: str, gradient: Tensor, taken: float) -> Tensor:
+        one, two = self.BETAS
+        first = self.state[f"{name}.first"].lerp_(gradient, 1 - one)
+        second = self.state[f"{name}.second"].mul_(two).addcmul_(gradient, gradient, value=1 - two)
+        root = (second / (1 - two**taken)).sqrt_().add_(self.EPS)
+        return first / (1 - one**taken) / root
+
+
+def clip_each(gradients: Mapping[str, Tensor], most: float, axes: int) -> dict[str, Tensor]:
+    """Shorten gradients whose norm, over all tensors together, is above a limit.
+
+    Args:
+        gradients: Tensors that are clipped together.
+        most: The limit.
+        axes: Leading axes that are kept apart: 1 for each run, 2 for each block of each run.
+    """
+    square = sum(g.flatten(axes).square().sum(-1) for g in gradients.values())
+    assert isinstance(square, Tensor)
+    factor = (most / (square.sqrt() + 1e-12)).clamp(max=1.0)
+    return {
+        name: g * factor.view(*factor.shape, *[1] * (g.dim() - axes))
+        for name, g in gradients.items()
+    }

@@ -1,0 +1,349 @@
+"""Online training: a net that learns from estimated credit while the estimator learns too."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from assay.core.engine import RunContext
+from assay.engines.credit import data as data_module
+from assay.engines.credit import diagnostics, exploit
+from assay.engines.credit.cohort import begin, check_cohort, generator
+from assay.engines.credit.config import STACKABLE, TrainConfig
+from assay.engines.credit.data import Data, Part
+from assay.engines.credit.estimators.base import Setting, credit_of
+from assay.engines.credit.estimators.fixed import DirectFeedback
+from assay.engines.credit.firewall import View
+from assay.engines.credit.net import Net, Shape, Trajectory, count
+from assay.engines.credit.optim import clip_each
+from assay.engines.credit.surrogates import cosine, gradients, normalised
+
+SHOW_EVERY_S = 1.0
+WARMUP_STREAM, ORDER_STREAM, LAST_STREAM = 2, 3, 4
+ROWS = 4096
+
+
+def train(configs: Sequence[TrainConfig], contexts: Sequence[RunContext]) -> None:
+    """Train one cohort to the end, or until it is asked to stop.
+
+    Args:
+        configs: One a run; they may differ in the settings named by `STACKABLE`.
+        contexts: One a run.
+    """
+    check_cohort(configs, contexts, STACKABLE)
+    with one_thread():
+        training = Training(configs, contexts)
+        training.restore()
+        clock = Clock(training)
+        while training.step < training.steps:
+            training.advance()
+            clock.show()
+            stop = any(context.should_stop() for context in contexts)
+            if training.at_evaluation():
+                training.evaluate()
+            elif stop:
+                training.save()
+            if stop and training.step < training.steps:
+                return
+        training.finish(clock.seconds_per_step())
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on the calling thread: a second changes last bits with the size of a cohort."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Training:
+    """A cohort and its data.
+
+    Args:
+        configs: One a run.
+        contexts: One a run.
+    """
+
+    def __init__(self, configs: Sequence[TrainConfig], contexts: Sequence[RunContext]) -> None:
+        self.configs, self.contexts, self.config = configs, contexts, configs[0]
+        self.data = [
+            data_module.load(config, context.data_dir, context.seeds["data"])
+            for config, context in zip(configs, contexts, strict=True)
+        ]
+        self.shape = shape_of(self.config, self.data[0])
+        seeds = [context.seeds["init"] for context in contexts]
+        self.learners = begin(
+            self.shape,
+            configs,
+            seeds,
+            alpha=[config.alpha for config in configs],
+            gain=[config.gain for config in configs],
+            optimizer=self.config.optimizer,
+            weight_decay=[config.weight_decay for config in configs],
+        )
+        self.orders = [
+            Order(len(d.train), self.config.batch, c.seeds["data"])
+            for d, c in zip(self.data, contexts, strict=True)
+        ]
+        self.steps = self.config.epochs * self.orders[0].batches
+        self.net_steps = self.steps
+        self.step = 0
+        self.loss_S = torch.full((len(configs),), math.nan)
+        self.fit: dict[str, Tensor] = {}
+        setting = self.learners.estimator.setting
+        self.lr_S, self.warmup_S = setting.each("lr"), setting.each("warmup")
+        # Drawn from streams of their own, so that a warm-up changes nothing else.
+        self.warm = DirectFeedback(
+            Setting(self.shape, configs, [generator(s, WARMUP_STREAM) for s in seeds])
+        )
+        self.last_feedback_SCD: Tensor | None = None
+        if self.config.last == "dfa":
+            size = (self.shape.classes, self.shape.width)
+            drawn = [torch.randn(size, generator=generator(s, LAST_STREAM)) for s in seeds]
+            self.last_feedback_SCD = torch.stack(drawn) / self.shape.classes**0.5
+
+    @property
+    def net(self) -> Net:
+        """Of all runs."""
+        return self.learners.net
+
+    def restore(self) -> None:
+        """Go on from checkpoints, where there are any."""
+        for run, context in enumerate(self.contexts):
+            found = context.load_checkpoint()
+            if found is not None:
+                self.step = found[0] - 1
+                self.learners.load(run, found[1])
+
+    def save(self) -> None:
+        """Checkpoints of all runs; the row of this step is logged by now."""
+        for run, context in enumerate(self.contexts):
+            context.save_checkpoint(self.step + 1, self.learners.dump(run))
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Inputs [S, B, I] and labels [S, B] of the next step."""
+        xs, ys = [], []
+        for d, order in zip(self.data, self.orders, strict=True):
+            chosen = order.at(self.step)
+            x = d.train.x_NI[chosen]
+            if self.config.augment:
+                assert d.image is not None
+                x = data_module.augmented(x, d.image, generator(order.seed, 10 + self.step))
+            xs.append(x)
+            ys.append(d.train.y_N[chosen])
+        return torch.stack(xs), torch.stack(ys)
+
+    def advance(self) -> None:
+        """One step of every run: the estimator's, then the net's."""
+        estimator, net = self.learners.estimator, self.net
+        trajectory = net.trajectory(*self.batch())
+        view = View(net, estimator.name, estimator.derivatives)
+        for _ in range(self.config.est_steps):
+            self.fit = estimator.fit_step(trajectory, view)
+        credit = self.credit(trajectory, view)
+        own = estimator.parameter_gradients(trajectory, view) or {}
+        for _ in range(self.config.surrogate_steps):
+            found = gradients(
+                self.net, trajectory, credit, self.config.surrogate, self.config.target_eta
+            )
+            self.update({**found, **own})
+        self.loss_S = trajectory.loss_SB.mean(1)
+        self.step += 1
+
+    def credit(self, trajectory: Trajectory, view: View) -> Tensor:
+        """What the blocks learn from: of h_0 … h_L, warm-up and normalisation included."""
+        guessed = credit_of(self.learners.estimator, trajectory, view)
+        is_warming = self.step < self.warmup_S * self.steps
+        if is_warming.any():
+            warm = self.warm.credit(trajectory, view)
+            guessed = torch.where(is_warming.view(-1, 1, 1, 1), warm, guessed)
+        last = trajectory.last_SBD
+        if self.last_feedback_SCD is not None:
+            last = torch.bmm(trajectory.error_SBC, self.last_feedback_SCD)
+        return normalised(torch.cat([guessed, last.unsqueeze(1)], 1), self.config.normalise)
+
+    def update(self, found: dict[str, Tensor]) -> None:
+        """Clip, and advance the nets."""
+        if self.config.clip:
+            found = clipped(found, self.config.clip)
+        lr_S = self.lr_S
+        if self.config.schedule == "cosine":
+            lr_S = lr_S * (1 + math.cos(math.pi * self.step / self.net_steps)) / 2
+        self.learners.optimizer.step(found, lr_S)
+
+    def at_evaluation(self) -> bool:
+        """Whether this step ends an epoch that is evaluated."""
+        epoch, rest = divmod(self.step, self.orders[0].batches)
+        return rest == 0 and (epoch % self.config.eval_interval == 0 or self.step == self.steps)
+
+    def evaluate(self) -> None:
+        """Measure on the validation part, log, save."""
+        found = self.measured("val")
+        for run, context in enumerate(self.contexts):
+            values = {"train/loss_nats": float(self.loss_S[run])} | found[run]
+            values |= {f"train/{name}_loss": float(v[run]) for name, v in self.fit.items()}
+            context.log(values, step=self.step)
+            if not math.isfinite(values["train/loss_nats"]):
+                context.event("diverged", f"the training loss is no number at step {self.step}")
+        self.save()
+
+    def measured(self, split: str) -> list[dict[str, float]]:
+        """Loss, accuracy and credit of each run on a held-out part, by metric name."""
+        parts = [d.val if split == "val" else d.test for d in self.data]
+        scored = scores(self.net, parts)
+        shown = min(self.config.measured, len(parts[0]))
+        x = torch.stack([part.x_NI[:shown] for part in parts])
+        y = torch.stack([part.y_N[:shown] for part in parts])
+        estimator = self.learners.estimator
+        seeds = [context.seeds["init"] for context in self.contexts]
+        credit = diagnostics.report(self.net, estimator, x, y, seeds)
+        agreement = self.update_cosine(exploit.Batch(x, y))
+        return [
+            {
+                f"{split}/{name}": value
+                for name, value in {**a, **b, "update_cosine": float(c)}.items()
+            }
+            for a, b, c in zip(scored, credit, agreement, strict=True)
+        ]
+
+    def update_cosine(self, batch: exploit.Batch) -> Tensor:
+        """Cosine of the blocks' update, as it is made in training, with the true gradient; [S]."""
+        exact = self.net.to(torch.float64)
+        wide = exploit.Batch(batch.x_SBI.double(), batch.y)
+        trajectory = exact.trajectory(wide.x_SBI, wide.y)
+        with diagnostics.in_float64(self.learners.estimator) as estimator:
+            view = View(exact, estimator.name, estimator.derivatives)
+            own = estimator.parameter_gradients(trajectory, view)
+            rule = exploit.Rule(
+                normalise=self.config.normalise,
+                surrogate=self.config.surrogate,
+                eta=self.config.target_eta,
+                last_SCD=self.last_feedback_SCD,
+            )
+            ours = own or exploit.update(exact, estimator, wide, rule)
+        truth = gradients(exact, trajectory, exact.costates(trajectory))
+        return cosine(ours, {name: truth[name] for name in ours})
+
+    def finish(self, seconds_per_step: float) -> None:
+        """Judge on the test part; hand over weights and results."""
+        found = self.measured("test")
+        for run, context in enumerate(self.contexts):
+            context.save("last.safetensors", self.learners.dump(run))
+            context.summary(
+                found[run]
+                | {
+                    "net/parameters": float(count(self.shape)),
+                    "speed/seconds_per_step": seconds_per_step,
+                }
+            )
+            context.spent(steps=self.step, samples=self.step * self.config.batch)
+
+
+def shape_of(config: TrainConfig, data: Data) -> Shape:
+    """The nets that a configuration and its data ask for."""
+    return Shape(
+        inputs=data.inputs,
+        width=config.width,
+        depth=config.depth,
+        classes=data.classes,
+        block=config.block,
+        activation=config.activation,
+    )
+
+
+def clipped(found: dict[str, Tensor], most: float) -> dict[str, Tensor]:
+    """Gradients of which no block's, nor the encoder's, nor the head's is longer, in any run."""
+    out: dict[str, Tensor] = {}
+    for part, axes in (("encoder.", 1), ("blocks.", 2), ("head.", 1)):
+        own = {name: g for name, g in found.items() if name.startswith(part)}
+        if own:
+            out |= clip_each(own, most, axes)
+    return out
+
+
+@torch.no_grad()
+def scores(net: Net, parts: Sequence[Part]) -> list[dict[str, float]]:
+    """Loss, accuracy and share of the commonest label of each run on its own samples, in pieces."""
+    total = len(parts[0])
+    loss, right = torch.zeros(len(parts)), torch.zeros(len(parts))
+    for at in range(0, total, ROWS):
+        x = torch.stack([part.x_NI[at : at + ROWS] for part in parts])
+        y = torch.stack([part.y_N[at : at + ROWS] for part in parts])
+        trajectory = net.trajectory(x, y)
+        loss += trajectory.loss_SB.sum(1)
+        right += (trajectory.logits_SBC.argmax(-1) == y).sum(1)
+    return [
+        {
+            "loss_nats": float(a) / total,
+            "accuracy": float(b) / total,
+            "majority_rate": float(part.y_N.bincount().max()) / total,
+        }
+        for a, b, part in zip(loss, right, parts, strict=True)
+    ]
+
+
+class Order:
+    """Which samples a step takes: a new order each epoch, from the seed and the epoch alone.
+
+    Args:
+        samples: How many there are.
+        batch: How many a step takes.
+        seed: Of the order.
+    """
+
+    def __init__(self, samples: int, batch: int, seed: int) -> None:
+        self.batch = min(batch, samples)
+        self.batches = samples // self.batch
+        self.samples, self.seed = samples, seed
+        self._epoch, self._order = -1, torch.empty(0)
+
+    def at(self, step: int) -> Tensor:
+        """Indices of the samples of the step that follows `step` steps."""
+        epoch, place = divmod(step, self.batches)
+        if epoch != self._epoch:
+            drawn = generator(self.seed, 1000 * ORDER_STREAM + epoch)
+            self._order = torch.randperm(self.samples, generator=drawn)
+            self._epoch = epoch
+        return self._order[place * self.batch : (place + 1) * self.batch]
+
+
+class Timed(Protocol):
+    """What a clock looks at."""
+
+    contexts: Sequence[RunContext]
+    step: int
+    steps: int
+    loss_S: Tensor
+
+
+class Clock:
+    """Speed, and when to tell the live display.
+
+    Args:
+        training: Whose.
+    """
+
+    def __init__(self, training: Timed) -> None:
+        self.training, self.first = training, training.step
+        self.began = self.shown = time.perf_counter()
+
+    def show(self) -> None:
+        """Pass progress on, at most once a second."""
+        now = time.perf_counter()
+        if now - self.shown < SHOW_EVERY_S:
+            return
+        self.shown = now
+        t = self.training
+        for run, context in enumerate(t.contexts):
+            context.progress(t.step, t.steps, {"loss": float(t.loss_S[run])})
+
+    def seconds_per_step(self) -> float:
+        """Wall time of a step of all runs together, evaluations included."""
+        return (time.perf_counter() - self.began) / max(1, self.training.step - self.first)
