@@ -108,9 +108,13 @@ def begin(
         initial(shape, generator(seed, NET_STREAM), g) for seed, g in zip(seeds, gain, strict=True)
     ]
     parameters = {name: torch.stack([each[name] for each in drawn]) for name in drawn[0]}
-    net = Net(shape, torch.tensor(alpha), parameters)
+    net = Net(shape, torch.tensor(alpha, dtype=torch.float32), parameters)
     generators = [generator(seed, ESTIMATOR_STREAM) for seed in seeds]
-    decay = torch.tensor(weight_decay) if weight_decay and any(weight_decay) else None
+    decay = (
+        torch.tensor(weight_decay, dtype=torch.float32)
+        if weight_decay and any(weight_decay)
+        else None
+    )
     made = Optimizer(
         parameters, "adam" if optimizer == "adam" else "sgd", momentum=0.9, decay_S=decay
     )

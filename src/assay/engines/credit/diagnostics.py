@@ -204,5 +204,6 @@ def _only(found: Measured, run: int) -> Measured:
         t.loss_SB[part],
         t.error_SBC[part],
         t.last_SBD[part],
+        [[each[part] for each in kept] for kept in t.kept],
     )
     return Measured(alone, trajectory, found.credit_SLBD[part], found.truth_SLBD[part])

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from assay.core.errors import AssayError
-from assay.engines.credit.net import Matmul, Net, Trajectory, apply_block
+from assay.engines.credit.net import MATRICES, Matmul, Net, Trajectory, block_forward
 
 Derivative = Literal["tail", "tail-jvp", "feedback-chain", "block-vjp", "oracle"]
 DERIVATIVES: frozenset[Derivative] = frozenset(
@@ -189,15 +189,12 @@ class View:
         """
         self._need("feedback-chain")
         net = self.__net
-        part = {name: value[:, index] for name, value in net.of_blocks().items()}
-        queue = [
-            feedback[name][:, index] for name in ("blocks.weight", "blocks.out") if name in part
-        ]
-        found = iter(queue)
+        part = net.of_block(index)
+        found = iter([feedback[name][:, index] for name in MATRICES if name in part])
         return _vjp(
-            lambda h: apply_block(
+            lambda h: block_forward(
                 net.shape, net.alpha_S, part, h, lambda a, w: Replaced.apply(a, w, next(found))
-            ),
+            )[0],
             h_SRD,
             credit_SRD,
         )

@@ -14,12 +14,12 @@ from torch import Tensor
 from assay.core.engine import RunContext
 from assay.core.errors import ConfigError
 from assay.engines.credit import exploit
-from assay.engines.credit.cohort import check_cohort
 from assay.engines.credit.config import STACKABLE, FrozenConfig
 from assay.engines.credit.exploit import Batch, Rule
 from assay.engines.credit.firewall import View
+from assay.engines.credit.loop import compute
 from assay.engines.credit.surrogates import Normalise, gradients
-from assay.engines.credit.train import Clock, Training, one_thread
+from assay.engines.credit.train import Training, state_bytes
 
 RANGES: tuple[exploit.Range, ...] = ("last1", "last2", "all")
 KINDS: dict[str, Normalise] = {"raw": "none", "norm": "per-sample"}
@@ -33,22 +33,7 @@ def run(configs: Sequence[FrozenConfig], contexts: Sequence[RunContext]) -> None
         configs: One a run; they may differ in the settings named by `STACKABLE`.
         contexts: One a run.
     """
-    check_cohort(configs, contexts, STACKABLE)
-    with one_thread():
-        frozen = Frozen(configs, contexts)
-        frozen.restore()
-        clock = Clock(frozen)
-        while frozen.step < frozen.steps:
-            frozen.advance()
-            clock.show()
-            stop = any(context.should_stop() for context in contexts)
-            if frozen.at_evaluation():
-                frozen.evaluate()
-            elif stop:
-                frozen.save()
-            if stop and frozen.step < frozen.steps:
-                return
-        frozen.finish(clock.seconds_per_step())
+    compute(Frozen, configs, contexts, stackable=STACKABLE, state_bytes=state_bytes(configs[0]))
 
 
 class Frozen(Training):

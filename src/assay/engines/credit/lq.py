@@ -8,11 +8,11 @@ from torch import Tensor
 
 from assay.core.engine import RunContext
 from assay.engines.credit import diagnostics
-from assay.engines.credit.cohort import Learners, begin, check_cohort, generator
+from assay.engines.credit.cohort import Learners, begin, generator
 from assay.engines.credit.config import LQ_STACKABLE, LqConfig
 from assay.engines.credit.firewall import View
+from assay.engines.credit.loop import compute
 from assay.engines.credit.net import Shape
-from assay.engines.credit.train import Clock, one_thread
 
 HELD_STREAM, BATCH_STREAM = 5, 6
 
@@ -24,22 +24,9 @@ def run(configs: Sequence[LqConfig], contexts: Sequence[RunContext]) -> None:
         configs: One a run; they may differ in the settings named by `LQ_STACKABLE`.
         contexts: One a run.
     """
-    check_cohort(configs, contexts, LQ_STACKABLE)
-    with one_thread():
-        toy = Toy(configs, contexts)
-        toy.restore()
-        clock = Clock(toy)
-        while toy.step < toy.steps:
-            toy.advance()
-            clock.show()
-            stop = any(context.should_stop() for context in contexts)
-            if toy.step % toy.config.eval_interval == 0 or toy.step == toy.steps:
-                toy.evaluate()
-            elif stop:
-                toy.save()
-            if stop and toy.step < toy.steps:
-                return
-        toy.finish(clock.seconds_per_step())
+    # The estimator's rows are many times wider than the states.
+    wide = 4 * (configs[0].depth + 1) * configs[0].batch * configs[0].est_width
+    compute(Toy, configs, contexts, stackable=LQ_STACKABLE, state_bytes=wide)
 
 
 class Toy:
@@ -108,6 +95,10 @@ class Toy:
         x, y = self.batch(HELD_STREAM + (split == "test"), self.config.measured)
         found = diagnostics.report(self.learners.net, self.learners.estimator, x, y, self.seeds)
         return [{f"{split}/{name}": value for name, value in each.items()} for each in found]
+
+    def at_evaluation(self) -> bool:
+        """Every eval_interval steps, and after the last."""
+        return self.step % self.config.eval_interval == 0 or self.step == self.steps
 
     def evaluate(self) -> None:
         """Measure, log, save."""

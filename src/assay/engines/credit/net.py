@@ -8,7 +8,8 @@ have a leading axis of runs; runs share nothing. The costate a_l of a sample is 
 # Suffixes in this package: S = runs, L = blocks, B = samples, I = inputs, D = width, C = classes,
 # R = rows (any number of samples).
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -32,6 +33,8 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
     "identity": lambda z: z,
 }
+MATRICES = ("blocks.weight", "blocks.out")
+"""A block's matrices, in the order in which it multiplies by them."""
 Matmul = Callable[[Tensor, Tensor], Tensor]
 """How a block multiplies rows [..., R, D] by a matrix [..., D, D]."""
 
@@ -87,6 +90,7 @@ class Trajectory:
         loss_SB: Loss of each sample, nats.
         error_SBC: Derivative of the loss by the logits: softmax − one-hot, or h_L − target.
         last_SBD: Derivative of the loss by h_L, which needs the head alone.
+        kept: What each block's own gradient needs of its forward pass, see `block_forward`.
     """
 
     x_SBI: Tensor
@@ -96,6 +100,7 @@ class Trajectory:
     loss_SB: Tensor
     error_SBC: Tensor
     last_SBD: Tensor
+    kept: Sequence[Sequence[Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,25 +132,28 @@ class Net:
         """h_0 of inputs, [S, B, D]."""
         if self.shape.loss == "quadratic":
             return x_SBI
-        h = torch.bmm(x_SBI, self.parameters["encoder.weight"])
-        if self.shape.block == "plain":
-            h = h + self.parameters["encoder.bias"].unsqueeze(1)
-            h = ACTIVATIONS[self.shape.activation](h)
-        return h
+        weight = self.parameters["encoder.weight"]
+        if self.shape.block != "plain":
+            return torch.bmm(x_SBI, weight)
+        z = torch.baddbmm(self.parameters["encoder.bias"].unsqueeze(1), x_SBI, weight)
+        return ACTIVATIONS[self.shape.activation](z)
 
     def block(self, index: int, h_SRD: Tensor) -> Tensor:
         """h_{index + 1} of states h_index."""
-        part = {name: value[:, index] for name, value in self.of_blocks().items()}
-        return apply_block(self.shape, self.alpha_S, part, h_SRD, self.matmul(index))
+        return self.forward(index, h_SRD)[0]
 
-    def all_blocks(self, h_SLBD: Tensor) -> Tensor:
-        """Every block at once, each on its own given input [S, L, B, D]."""
-        return apply_block(self.shape, self.alpha_S, self.of_blocks(), h_SLBD)
+    def forward(self, index: int, h_SRD: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        """h_{index + 1}, and what is kept of it."""
+        return block_forward(
+            self.shape, self.alpha_S, self.of_block(index), h_SRD, self.matmul(index)
+        )
 
-    def of_blocks(self) -> dict[str, Tensor]:
-        """The blocks' parameters, [S, L, ...]."""
+    def of_block(self, index: int) -> dict[str, Tensor]:
+        """One block's parameters, [S, ...]."""
         return {
-            name: value for name, value in self.parameters.items() if name.startswith("blocks.")
+            name: value[:, index]
+            for name, value in self.parameters.items()
+            if name.startswith("blocks.")
         }
 
     def head(self, h_SRD: Tensor) -> Tensor:
@@ -186,9 +194,11 @@ class Net:
     @torch.no_grad()
     def trajectory(self, x_SBI: Tensor, y: Tensor) -> Trajectory:
         """A batch through the net; nothing of it can be differentiated."""
-        states = [self.encode(x_SBI)]
+        states, kept = [self.encode(x_SBI)], []
         for index in range(self.shape.depth):
-            states.append(self.block(index, states[-1]))
+            state, own = self.forward(index, states[-1])
+            states.append(state)
+            kept.append(own)
         logits = self.head(states[-1])
         error = self.error(logits, y)
         return Trajectory(
@@ -199,6 +209,7 @@ class Net:
             loss_SB=self.losses(logits, y),
             error_SBC=error,
             last_SBD=self.last_credit(error),
+            kept=kept,
         )
 
     def costates(self, trajectory: Trajectory) -> Tensor:
@@ -214,25 +225,100 @@ class Net:
         return torch.stack(torch.autograd.grad(loss, states), 1)
 
 
-def apply_block(
+def block_forward(
     shape: Shape,
     alpha_S: Tensor,
     part: Mapping[str, Tensor],
-    h: Tensor,
+    h_SRD: Tensor,
     matmul: Matmul = torch.matmul,
-) -> Tensor:
-    """What one block (h [S, R, D]) or every block on its own input (h [S, L, R, D]) gives."""
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """What one block makes of its input, and what its own gradient needs: see `block_gradient`.
+
+    Args:
+        shape: Of the stack.
+        alpha_S: Share of tanh.
+        part: The block's parameters.
+        h_SRD: Its input.
+        matmul: How it multiplies.
+
+    Returns:
+        The output; and the rows that are multiplied by its first matrix, and what comes out of that.
+    """
     weight = part["blocks.weight"]
     if shape.block == "linear":
-        return matmul(h, weight)
+        return matmul(h_SRD, weight), ()
     if shape.block == "gelu":
-        return h + matmul(functional.gelu(matmul(norm(h), weight)), part["blocks.out"])
+        rows = norm(h_SRD)
+        z = matmul(rows, weight)
+        return h_SRD + matmul(functional.gelu(z), part["blocks.out"]), (rows, z)
     bias = part["blocks.bias"].unsqueeze(-2)
     if shape.block == "plain":
-        return ACTIVATIONS[shape.activation](matmul(h, weight) + bias)
-    z = matmul(norm(h), weight) + bias
-    alpha = alpha_S.view(-1, *[1] * (h.dim() - 1))
-    return h + torch.lerp(z, torch.tanh(z), alpha)
+        z = matmul(h_SRD, weight) + bias
+        return ACTIVATIONS[shape.activation](z), (h_SRD, z)
+    rows = norm(h_SRD)
+    z = matmul(rows, weight) + bias
+    bent = torch.tanh(z)
+    return h_SRD + torch.lerp(z, bent, alpha_S.view(-1, 1, 1)), (rows, bent)
+
+
+def block_gradient(
+    shape: Shape,
+    alpha_S: Tensor,
+    part: Mapping[str, Tensor],
+    kept: Sequence[Tensor],
+    out_SRD: Tensor,
+) -> dict[str, Tensor]:
+    """Gradient of <out, a block's output> by its own parameters, its input a constant.
+
+    Args:
+        shape: Of the stack.
+        alpha_S: Share of tanh.
+        part: The block's parameters.
+        kept: As `block_forward` gave it.
+        out_SRD: What the output is weighted by.
+    """
+    if shape.block == "linear":
+        return {"blocks.weight": torch.zeros_like(part["blocks.weight"])}
+    rows, z = kept
+    if shape.block == "gelu":
+        back = torch.matmul(out_SRD, part["blocks.out"].mT) * gelu_slope(z)
+        return {
+            "blocks.weight": torch.matmul(rows.mT, back),
+            "blocks.out": torch.matmul(functional.gelu(z).mT, out_SRD),
+        }
+    if shape.block == "plain":
+        back = out_SRD * slope(shape.activation, z)
+    else:
+        # z is tanh of itself here: (1 - alpha) + alpha (1 - tanh²).
+        back = out_SRD * torch.addcmul(
+            torch.ones_like(alpha_S).view(-1, 1, 1), alpha_S.view(-1, 1, 1), z * z, value=-1
+        )
+    return {"blocks.weight": torch.matmul(rows.mT, back), "blocks.bias": back.sum(-2)}
+
+
+def slope(activation: Activation, z: Tensor) -> Tensor:
+    """Derivative of an activation."""
+    if activation == "relu":
+        return (z > 0).to(z.dtype)
+    if activation == "tanh":
+        return 1 - torch.tanh(z).square()
+    if activation == "gelu":
+        return gelu_slope(z)
+    if activation == "silu":
+        return silu_slope(z)
+    return torch.ones_like(z)
+
+
+def gelu_slope(z: Tensor) -> Tensor:
+    """Derivative of z Phi(z), Phi the normal distribution."""
+    density = torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    return torch.special.ndtr(z) + z * density
+
+
+def silu_slope(z: Tensor) -> Tensor:
+    """Derivative of z sigmoid(z)."""
+    s = torch.sigmoid(z)
+    return s * (1 + z * (1 - s))
 
 
 def norm(h: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Optimizers of S runs at once: elementwise, so each run's update is what it would be alone."""
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -56,17 +57,18 @@ class Optimizer:
             if self.decay_S is not None and name.rpartition(".")[2] != "bias":
                 value.mul_(1 - lr * self.decay_S.view_as(lr))
             if self.kind == "adam":
-                value.sub_(lr * self._adam(name, gradients[name], taken))
+                self._adam(name, value, gradients[name], lr, taken)
             else:
                 first = self.state[f"{name}.first"].mul_(self.momentum).add_(gradients[name])
                 value.sub_(lr * first)
 
-    def _adam(self, name: str, gradient: Tensor, taken: float) -> Tensor:
+    def _adam(self, name: str, value: Tensor, gradient: Tensor, lr: Tensor, taken: float) -> None:
         one, two = self.BETAS
         first = self.state[f"{name}.first"].lerp_(gradient, 1 - one)
         second = self.state[f"{name}.second"].mul_(two).addcmul_(gradient, gradient, value=1 - two)
-        root = (second / (1 - two**taken)).sqrt_().add_(self.EPS)
-        return first / (1 - one**taken) / root
+        # The corrections of both moments, and the runs' learning rates, lie in the divisor.
+        root = second.sqrt().div_(math.sqrt(1 - two**taken)).add_(self.EPS).div_(lr)
+        value.addcdiv_(first, root, value=-1 / (1 - one**taken))
 
 
 def clip_each(gradients: Mapping[str, Tensor], most: float, axes: int) -> dict[str, Tensor]:

@@ -10,13 +10,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from assay.engines.credit.net import Net, Trajectory
+from assay.engines.credit.net import Net, Trajectory, block_gradient, slope
 
 Surrogate = Literal["inner", "target-shift", "cosine"]
 Normalise = Literal["none", "per-layer", "per-sample"]
 SMALL = 1e-6
+TINY = 1e-24
 
 
 def normalised(credit_SLBD: Tensor, how: Normalise) -> Tensor:
@@ -32,71 +32,94 @@ def normalised(credit_SLBD: Tensor, how: Normalise) -> Tensor:
     return credit_SLBD / (rms + SMALL)
 
 
-def surrogate(
-    net: Net,
-    trajectory: Trajectory,
-    credit_SLBD: Tensor,
-    kind: Surrogate = "inner",
-    eta: float = 1.0,
+def toward(
+    output: Tensor, start: Tensor, state: Tensor, credit: Tensor, kind: Surrogate, eta: float
 ) -> Tensor:
-    """The local losses of all blocks and encoders of all runs, added up; a scalar.
+    """Derivative of a sample's local loss by its block's output; all [..., D].
 
     Args:
-        net: Its parameters are what it can be differentiated by.
-        trajectory: Of the batch.
-        credit_SLBD: For h_0 … h_L: L + 1 of them.
-        kind: "inner": mean_i <a, h>; "target-shift": mean_i ‖h − (h° − eta a)‖² / 2, h° the state of
-            the trajectory; "cosine": mean_i cos(h − input, a).
+        output: The block's output now.
+        start: Its input (0 of the encoder), from which the cosine counts.
+        state: Its output when the credit was given.
+        credit: For that output.
+        kind: "inner": <a, h>; "target-shift": ‖h − (h° − eta a)‖² / 2; "cosine": cos(h − input, a).
         eta: Of target-shift.
     """
-    inputs = trajectory.h_SLBD[:, :-1]
-    outputs = net.all_blocks(inputs)
-    credit, first = credit_SLBD[:, 1:], credit_SLBD[:, 0]
-    encoded = net.encode(trajectory.x_SBI)
     if kind == "inner":
-        parts = [(credit * outputs).sum(-1), (first * encoded).sum(-1)]
-    elif kind == "target-shift":
-        wanted = trajectory.h_SLBD - eta * credit_SLBD
-        parts = [
-            (outputs - wanted[:, 1:]).square().sum(-1) / 2,
-            (encoded - wanted[:, 0]).square().sum(-1) / 2,
-        ]
-    else:
-        parts = [
-            functional.cosine_similarity(outputs - inputs, credit, dim=-1, eps=1e-12),
-            functional.cosine_similarity(encoded, first, dim=-1, eps=1e-12),
-        ]
-    samples = inputs.shape[2]
-    return (parts[0].sum() + parts[1].sum()) / samples
+        return credit
+    if kind == "target-shift":
+        return output - state + eta * credit
+    way = output - start
+    lengths = way.norm(dim=-1, keepdim=True) * credit.norm(dim=-1, keepdim=True)
+    square = way.square().sum(-1, keepdim=True)
+    inner = (way * credit).sum(-1, keepdim=True)
+    return (credit - way * (inner / square.clamp_min(TINY))) / lengths.clamp_min(TINY)
 
 
+@torch.no_grad()
 def gradients(
     net: Net,
     trajectory: Trajectory,
     credit_SLBD: Tensor,
     kind: Surrogate = "inner",
     eta: float = 1.0,
+    *,
+    again: bool = False,
 ) -> dict[str, Tensor]:
-    """Gradients of every parameter: the head's by its own loss, all others by the surrogate.
+    """Gradients of every parameter: the head's by its own loss, all others by their local loss.
 
     Args:
         net: Of which.
-        trajectory: Of the batch.
+        trajectory: Of the batch; each block's input is a constant.
         credit_SLBD: For h_0 … h_L: L + 1 of them.
-        kind: Which surrogate.
+        kind: Which local loss; see `toward`.
         eta: Of target-shift.
+        again: The parameters have changed since the trajectory, so blocks are computed anew.
 
     Returns:
-        Name → gradient of each run's own mean loss.
+        Name → gradient of each run's own mean over samples.
     """
-    leaves = {name: value.detach().requires_grad_() for name, value in net.parameters.items()}
-    with torch.enable_grad():
-        leafy = net.having(leaves)
-        loss = surrogate(leafy, trajectory, credit_SLBD, kind, eta)
-        if net.shape.loss == "cross-entropy":
-            logits = leafy.head(trajectory.h_SLBD[:, -1])
-            loss = loss + leafy.losses(logits, trajectory.y).sum() / trajectory.y.shape[1]
-    return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+    h = trajectory.h_SLBD
+    samples = h.shape[2]
+    blocks: dict[str, list[Tensor]] = {}
+    for index in range(net.shape.depth):
+        start, state, kept = h[:, index], h[:, index + 1], trajectory.kept[index]
+        output = state
+        if again:
+            output, kept = net.forward(index, start)
+        out = toward(output, start, state, credit_SLBD[:, index + 1], kind, eta)
+        part = net.of_block(index)
+        for name, g in block_gradient(net.shape, net.alpha_S, part, kept, out).items():
+            blocks.setdefault(name, []).append(g)
+    found = {name: torch.stack(each, 1).div_(samples) for name, each in blocks.items()}
+    if net.shape.loss == "quadratic":
+        return found
+    first = h[:, 0]
+    encoded = net.encode(trajectory.x_SBI) if again else first
+    out = toward(encoded, torch.zeros_like(first), first, credit_SLBD[:, 0], kind, eta)
+    return {**_encoder(net, trajectory, out), **found, **_head(net, trajectory, again=again)}
+
+
+def _encoder(net: Net, trajectory: Trajectory, out: Tensor) -> dict[str, Tensor]:
+    samples = out.shape[1]
+    if net.shape.block != "plain":
+        return {"encoder.weight": torch.bmm(trajectory.x_SBI.mT, out).div_(samples)}
+    z = torch.baddbmm(
+        net.parameters["encoder.bias"].unsqueeze(1),
+        trajectory.x_SBI,
+        net.parameters["encoder.weight"],
+    )
+    back = out * slope(net.shape.activation, z) / samples
+    return {"encoder.weight": torch.bmm(trajectory.x_SBI.mT, back), "encoder.bias": back.sum(1)}
+
+
+def _head(net: Net, trajectory: Trajectory, *, again: bool) -> dict[str, Tensor]:
+    last = trajectory.h_SLBD[:, -1]
+    error = trajectory.error_SBC
+    if again:
+        error = net.error(net.head(last), trajectory.y)
+    error = error / last.shape[1]
+    return {"head.weight": torch.bmm(last.mT, error), "head.bias": error.sum(1)}
 
 
 def cosine(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:

@@ -1,10 +1,7 @@
 """Online training: a net that learns from estimated credit while the estimator learns too."""
 
 import math
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Protocol
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,17 +9,17 @@ from torch import Tensor
 from assay.core.engine import RunContext
 from assay.engines.credit import data as data_module
 from assay.engines.credit import diagnostics, exploit
-from assay.engines.credit.cohort import begin, check_cohort, generator
+from assay.engines.credit.cohort import begin, generator
 from assay.engines.credit.config import STACKABLE, TrainConfig
 from assay.engines.credit.data import Data, Part
 from assay.engines.credit.estimators.base import Setting, credit_of
 from assay.engines.credit.estimators.fixed import DirectFeedback
 from assay.engines.credit.firewall import View
+from assay.engines.credit.loop import compute
 from assay.engines.credit.net import Net, Shape, Trajectory, count
 from assay.engines.credit.optim import clip_each
 from assay.engines.credit.surrogates import cosine, gradients, normalised
 
-SHOW_EVERY_S = 1.0
 WARMUP_STREAM, ORDER_STREAM, LAST_STREAM = 2, 3, 4
 ROWS = 4096
 
@@ -34,33 +31,12 @@ def train(configs: Sequence[TrainConfig], contexts: Sequence[RunContext]) -> Non
         configs: One a run; they may differ in the settings named by `STACKABLE`.
         contexts: One a run.
     """
-    check_cohort(configs, contexts, STACKABLE)
-    with one_thread():
-        training = Training(configs, contexts)
-        training.restore()
-        clock = Clock(training)
-        while training.step < training.steps:
-            training.advance()
-            clock.show()
-            stop = any(context.should_stop() for context in contexts)
-            if training.at_evaluation():
-                training.evaluate()
-            elif stop:
-                training.save()
-            if stop and training.step < training.steps:
-                return
-        training.finish(clock.seconds_per_step())
+    compute(Training, configs, contexts, stackable=STACKABLE, state_bytes=state_bytes(configs[0]))
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch on the calling thread: a second changes last bits with the size of a cohort."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def state_bytes(config: TrainConfig) -> int:
+    """Bytes of one run's hidden states of one batch."""
+    return 4 * (config.depth + 1) * config.batch * config.width
 
 
 class Training:
@@ -149,9 +125,10 @@ class Training:
             self.fit = estimator.fit_step(trajectory, view)
         credit = self.credit(trajectory, view)
         own = estimator.parameter_gradients(trajectory, view) or {}
-        for _ in range(self.config.surrogate_steps):
+        config = self.config
+        for number in range(config.surrogate_steps):
             found = gradients(
-                self.net, trajectory, credit, self.config.surrogate, self.config.target_eta
+                net, trajectory, credit, config.surrogate, config.target_eta, again=number > 0
             )
             self.update({**found, **own})
         self.loss_S = trajectory.loss_SB.mean(1)
@@ -312,38 +289,3 @@ class Order:
             self._order = torch.randperm(self.samples, generator=drawn)
             self._epoch = epoch
         return self._order[place * self.batch : (place + 1) * self.batch]
-
-
-class Timed(Protocol):
-    """What a clock looks at."""
-
-    contexts: Sequence[RunContext]
-    step: int
-    steps: int
-    loss_S: Tensor
-
-
-class Clock:
-    """Speed, and when to tell the live display.
-
-    Args:
-        training: Whose.
-    """
-
-    def __init__(self, training: Timed) -> None:
-        self.training, self.first = training, training.step
-        self.began = self.shown = time.perf_counter()
-
-    def show(self) -> None:
-        """Pass progress on, at most once a second."""
-        now = time.perf_counter()
-        if now - self.shown < SHOW_EVERY_S:
-            return
-        self.shown = now
-        t = self.training
-        for run, context in enumerate(t.contexts):
-            context.progress(t.step, t.steps, {"loss": float(t.loss_S[run])})
-
-    def seconds_per_step(self) -> float:
-        """Wall time of a step of all runs together, evaluations included."""
-        return (time.perf_counter() - self.began) / max(1, self.training.step - self.first)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from assay.engines.credit.estimators.base import Estimator, Setting
 from assay.engines.credit.firewall import Derivative, View
-from assay.engines.credit.net import Trajectory, initial
+from assay.engines.credit.net import MATRICES, Trajectory, initial
 
 
 class Oracle(Estimator):
@@ -71,7 +71,7 @@ class FeedbackAlignment(Estimator):
         drawn = [initial(setting.shape, g) for g in setting.generators]
         self.feedback: dict[str, Tensor] = {
             name: torch.stack([each[name] for each in drawn])
-            for name in ("blocks.weight", "blocks.out")
+            for name in MATRICES
             if name in drawn[0]
         }
 

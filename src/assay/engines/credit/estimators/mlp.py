@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from assay.engines.credit.codes import Code, code_width
 from assay.engines.credit.estimators.base import Setting, tensors
-from assay.engines.credit.net import Trajectory
+from assay.engines.credit.net import Trajectory, silu_slope
 from assay.engines.credit.optim import Optimizer
 
 
@@ -42,8 +42,11 @@ class Mlp:
         """Outputs [S, R, out], and the two hidden layers before their activation."""
         first = torch.baddbmm(self.biases[0], x_SRI, self.weights[0])
         second = torch.baddbmm(self.biases[1], functional.silu(first), self.weights[1])
-        out = torch.baddbmm(self.biases[2], functional.silu(second), self.weights[2])
-        return out, [first, second]
+        last, bent = self.weights[2], functional.silu(second)
+        if last.shape[-1] == 1:
+            # torch multiplies by one column in another way for one run than for several.
+            return (bent * last.mT).sum(-1, keepdim=True) + self.biases[2], [first, second]
+        return torch.baddbmm(self.biases[2], bent, last), [first, second]
 
     def input_gradient(self, hidden: list[Tensor], out_SRO: Tensor, first: int) -> Tensor:
         """Derivative of <outputs, out> by the first so many inputs, [S, R, first].
@@ -53,7 +56,9 @@ class Mlp:
             out_SRO: What the outputs are weighted by.
             first: How many inputs.
         """
-        back = torch.bmm(out_SRO, self.weights[2].mT) * silu_slope(hidden[1])
+        last = self.weights[2].mT
+        back = out_SRO * last if last.shape[1] == 1 else torch.bmm(out_SRO, last)
+        back = back * silu_slope(hidden[1])
         back = torch.bmm(back, self.weights[1].mT) * silu_slope(hidden[0])
         return torch.bmm(back, self.weights[0][:, :first].mT)
 
@@ -64,12 +69,6 @@ class Mlp:
             for kind, values in (("weight", self.weights), ("bias", self.biases))
             for i, value in enumerate(values)
         }
-
-
-def silu_slope(z: Tensor) -> Tensor:
-    """Derivative of z sigmoid(z)."""
-    s = torch.sigmoid(z)
-    return s * (1 + z * (1 - s))
 
 
 class Learner:
@@ -145,7 +144,8 @@ class Learner:
         )
         with torch.enable_grad():
             loss_S = loss(leafy)
-        grads = torch.autograd.grad(loss_S.sum(), list(leaves.values()), materialize_grads=True)
+            total = loss_S.sum()
+        grads = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
         self.optimizer.step(dict(zip(leaves, grads, strict=True)), pace * self.lr_S)
         return loss_S.detach()
 
