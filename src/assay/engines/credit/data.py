@@ -71,17 +71,7 @@ def load(config: TrainConfig, data_dir: Path | None, seed: int) -> Data:
     """
     if config.data == "ladder":
         return ladder(config, seed)
-    whole = images(config.data, data_dir)
-    if not config.train_size:
-        return whole
-    if config.train_size > len(whole.train):
-        raise ConfigError(
-            f"train_size must be at most the {len(whole.train)} training samples of {config.data!r}; got "
-            f"{config.train_size}."
-        )
-    return Data(
-        whole.train.first(config.train_size), whole.val, whole.test, whole.classes, whole.image
-    )
+    return images(config.data, data_dir, config.train_size)
 
 
 def ladder(config: TrainConfig, seed: int) -> Data:
@@ -108,35 +98,42 @@ def ladder(config: TrainConfig, seed: int) -> Data:
 
 
 @lru_cache(maxsize=2)
-def images(name: str, data_dir: Path | None) -> Data:
-    """Images as rows, standardised by the training part's mean and deviation of each channel.
+def images(name: str, data_dir: Path | None, train_size: int = 0) -> Data:
+    """Images as rows, standardised by mean and deviation of each channel over the training part.
 
-    The last tenth of the training samples is the validation part.
+    The last tenth of the training samples is the validation part, however many are trained on.
+
+    Args:
+        name: As `images.read` takes it.
+        data_dir: The data folder, if there is one.
+        train_size: Samples to train on, the first; 0 is all.
     """
     arrays = images_module.read(name, data_dir)
-    x_train, x_test = (arrays[k].astype(np.float32) for k in ("x_train", "x_test"))
-    axes = (0, 1, 2) if x_train.ndim == 4 else None
-    mean, std = x_train.mean(axis=axes), x_train.std(axis=axes)
-    image = None
-    if x_train.ndim == 4:
-        image = (x_train.shape[3], x_train.shape[1], x_train.shape[2])
+    x, y = arrays["x_train"], arrays["y_train"]
+    rest = len(x) - len(x) // 10
+    if train_size > rest:
+        raise ConfigError(
+            f"train_size must be at most the {rest} training samples of {name!r}; got {train_size}."
+        )
+    used = x[: train_size or rest]
+    colour = x.ndim == 4
+    axes = (0, 1, 2) if colour else None
+    mean = used.mean(axes, dtype=np.float64).astype(np.float32)
+    scale = (1 / (used.std(axes, dtype=np.float64) + 1e-8)).astype(np.float32)
 
-    def part(x: np.ndarray, y: np.ndarray) -> Part:
-        scaled = (x - mean) / (std + 1e-8)
-        if scaled.ndim == 4:
+    def part(images: np.ndarray, labels: np.ndarray) -> Part:
+        scaled = (images.astype(np.float32) - mean) * scale
+        if colour:
             scaled = scaled.transpose(0, 3, 1, 2)
-        rows = np.ascontiguousarray(scaled.reshape(len(x), -1), dtype=np.float32)
-        return Part(torch.from_numpy(rows), torch.from_numpy(y.astype(np.int64)))
+        rows = np.ascontiguousarray(scaled.reshape(len(images), -1))
+        return Part(torch.from_numpy(rows), torch.from_numpy(labels.astype(np.int64)))
 
-    held = len(x_train) // 10
-    y_train, y_test = arrays["y_train"], arrays["y_test"]
-    classes = int(max(y_train.max(), y_test.max())) + 1
     return Data(
-        part(x_train[:-held], y_train[:-held]),
-        part(x_train[-held:], y_train[-held:]),
-        part(x_test, y_test),
-        classes,
-        image,
+        part(used, y[: len(used)]),
+        part(x[rest:], y[rest:]),
+        part(arrays["x_test"], arrays["y_test"]),
+        classes=int(max(y.max(), arrays["y_test"].max())) + 1,
+        image=(x.shape[3], x.shape[1], x.shape[2]) if colour else None,
     )
 
 

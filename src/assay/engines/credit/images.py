@@ -137,10 +137,10 @@ def _cifar(folder: Path) -> dict[str, np.ndarray]:
         if not paths:
             raise ConfigError(f"Data 'cifar10' needs {which}-*.parquet in {folder}; there is none.")
         table = polars.concat([polars.read_parquet(path) for path in paths])
-        pictures = [
-            np.asarray(Image.open(io.BytesIO(each["bytes"])).convert("RGB"))
-            for each in table["img"]
-        ]
+        content = table["img"].struct.field("bytes").to_list()
+        pictures = [np.asarray(Image.open(io.BytesIO(each)).convert("RGB")) for each in content]
+        if len({each.shape for each in pictures}) > 1:
+            raise ConfigError(f"Images of {which}-*.parquet in {folder} must be of one size.")
         found[f"x_{which}"] = np.stack(pictures)
         found[f"y_{which}"] = table["label"].to_numpy()
     return found
