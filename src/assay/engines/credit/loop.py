@@ -62,12 +62,17 @@ def compute(
             changes no result.
     """
     check_cohort(configs, contexts, stackable)
-    together = max(1, CACHED_BYTES // state_bytes)
+    size = together(state_bytes)
     with _one_thread():
-        for first in range(0, len(configs), together):
-            part = slice(first, first + together)
+        for first in range(0, len(configs), size):
+            part = slice(first, first + size)
             if not _to_the_end(begin(configs[part], contexts[part])):
                 return
+
+
+def together(state_bytes: int) -> int:
+    """How many runs are stacked, by the bytes of one run's states."""
+    return max(1, CACHED_BYTES // state_bytes)
 
 
 def _to_the_end(work: Work) -> bool:
