@@ -65,6 +65,7 @@ BAD = {
     "arm beside factor": (('method = "b"', 'method = "b"\nlr = 2.0'), ["[arms.b]", "'lr'", "factor"]),
     "no factor": (('factor = "method"\n', ""), ["2 arms", "factor"]),
     "arm is a value": (('[arms.b]\nmethod = "b"', ""), ["[arms.b]", "must be a table"]),
+    "unknown shown": (('factor =', 'shown = ["val/scor"]\nfactor ='), ["[study] shown", "'val/scor'"]),
     "unknown baseline": (('baseline = "a"', 'baseline = "z"'), ["baseline", "'z'", "a, b"]),
     "seeds repeated": (("[1, 2, 3]", "[1, 2, 2]"), ["seeds", "'init'", "[1, 2, 2]", "once"]),
     "seed negative": (("[1, 2, 3]", "[-1, 2]"), ["seeds", "[-1, 2]"]),

@@ -3,6 +3,7 @@ import io
 import json
 import math
 import statistics
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from assay.core import render
 from assay.core.evidence import select
 from assay.core.ledger import record
 from assay.core.statistics import moments
+from assay.core.study import Claim
 from assay.core.table import build_table, default_metrics, known_metrics, to_csv, to_json
 
 
@@ -240,6 +242,17 @@ def test_default_metrics_have_a_direction(project):
     selection = project.select()
     assert default_metrics(project.study, selection) == [SCORE, LOSS]
     assert known_metrics(project.study, selection) == [SCORE, LOSS, "extra/x"]
+
+
+def test_a_table_shows_what_claims_are_about(project):
+    """Metrics of claims come first, with or without a direction; the study's own choice is all."""
+    project.add("a", 1, 0.2, series={LOSS: [1.0], "extra/x": [2.0]})
+    selection = project.select()
+    about = Claim(says="x is positive.", criterion='mean("extra/x", "a") > 0')
+    study = replace(project.study, claims={"x": about})
+    assert default_metrics(study, selection) == ["extra/x", SCORE, LOSS]
+    chosen = replace(study, table=replace(study.table, shown=[LOSS, "extra/never"]))
+    assert default_metrics(chosen, selection) == [LOSS]
 
 
 def test_empty_study(project):

@@ -189,6 +189,9 @@ class StudyTable:
     budget: dict[str, float | int] = field(default_factory=dict)
     phase: str = "pilot"
     scale: str | None = None
+    shown: list[str] = field(default_factory=list)
+    """Metrics of the results in tables and log; by default what claims are about, and what has a
+    direction."""
 
     def __post_init__(self) -> None:
         if self.scale is not None:

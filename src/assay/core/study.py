@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from assay.core.config import build, check_plain, digest, flatten
+from assay.core.config import build, check_plain, digest, flatten, unknown_key
 from assay.core.criterion import check, same
 from assay.core.definition import (
     NAME,
@@ -142,6 +142,10 @@ def _check(raw: dict[str, Any], path: Path, file: str) -> Study:
     if metrics:  # Else what is measured is not known yet, and any name may be.
         found = {name: Metric(says=one.says) for one in analyses.values() for name in one.known}
         metrics = found | metrics
+        for name in table.shown:
+            if name not in metrics:
+                what = unknown_key(name, list(metrics), what="metric")
+                raise StudyError(f"{file} [study] shown: {what}")
     return Study(
         table=table,
         factor=factor,

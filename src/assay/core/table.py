@@ -7,8 +7,10 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
+from assay.core.criterion import parse
 from assay.core.evidence import Selection, StudyEvidence, no_collection
 from assay.core.files import explicit
+from assay.core.grammar import Measure
 from assay.core.plan import cell_label, cells
 from assay.core.statistics import (
     HUGE,
@@ -165,12 +167,24 @@ def known_metrics(study: Study, selection: Selection) -> list[str]:
 
 
 def default_metrics(study: Study, selection: Selection) -> list[str]:
-    """What a table shows unasked: metrics with a direction that were measured, test before val."""
+    """What a table shows unasked, of what was measured.
+
+    The study's own choice (`shown`); else what its claims are about, then metrics with a direction,
+    test before val.
+    """
     logged = known_metrics(study, selection)
+    if study.table.shown:
+        return [m for m in study.table.shown if m in logged]
     order = {"test": 0, "val": 1, "eval": 1, "train": 2}
     directed = [m for m in logged if m in study.metrics and study.metrics[m].goal != "none"]
-    chosen = directed or logged[:6]
-    return sorted(chosen, key=lambda m: (order.get(m.partition("/")[0], 3), m))
+    chosen = sorted(directed or logged[:6], key=lambda m: (order.get(m.partition("/")[0], 3), m))
+    claimed = [
+        node.metric
+        for claim in study.claims.values()
+        for node in parse(claim.criterion).nodes()
+        if isinstance(node, Measure) and node.metric in logged
+    ]
+    return list(dict.fromkeys([*claimed, *chosen]))
 
 
 def selection_notes(selection: Selection) -> list[str]:
