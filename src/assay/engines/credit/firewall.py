@@ -147,9 +147,11 @@ class View:
     ) -> Tensor:
         """Derivatives of those losses along tangents of the states; as `tail`."""
         self._need("tail-jvp")
+        # Forward mode writes beside each number, so those that share one place must be copied.
+        at = tuple(state.contiguous() for state in states)
         with torch.no_grad():
             change = torch.func.jvp(
-                lambda *given: _sweep(self.net, layers, given, y), tuple(states), tuple(tangents)
+                lambda *given: _sweep(self.net, layers, given, y), at, tuple(tangents)
             )[1]
         return change
 
