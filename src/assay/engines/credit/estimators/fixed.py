@@ -68,7 +68,10 @@ class FeedbackAlignment(Estimator):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        drawn = [initial(setting.shape, g) for g in setting.generators]
+        drawn = [
+            initial(setting.shape, g, getattr(config, "gain", 1.0))
+            for g, config in zip(setting.generators, setting.configs, strict=True)
+        ]
         self.feedback: dict[str, Tensor] = {
             name: torch.stack([each[name] for each in drawn])
             for name in MATRICES
