@@ -1,0 +1,269 @@
+"""No hidden backpropagation: what estimators may and may not do with the net that they see."""
+
+from dataclasses import replace
+from typing import ClassVar
+
+import pytest
+import torch
+from credit_helpers import (
+    LINEAR,
+    SHAPES,
+    VARIANTS,
+    estimator_of,
+    exact_costates,
+    losses_from,
+    net_of,
+    trajectory_of,
+    view_of,
+)
+
+from assay.engines.credit.estimators.base import Estimator, credit_of
+from assay.engines.credit.estimators.registry import ESTIMATORS
+from assay.engines.credit.firewall import CreditError, View
+
+EXACT = {"rtol": 1e-9, "atol": 1e-12}
+REVERSE = ("bp", "dni")
+"""Methods that declare reverse mode through blocks as they are."""
+
+
+class Poison(torch.autograd.Function):
+    """A product that cannot be differentiated in reverse; ours, not the engine's."""
+
+    @staticmethod
+    def forward(h, weight):
+        return torch.matmul(h, weight)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def jvp(ctx, h_dot, weight_dot):
+        h, weight = ctx.saved_tensors
+        out = 0 if h_dot is None else torch.matmul(h_dot, weight)
+        return out if weight_dot is None else out + torch.matmul(h, weight_dot)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise RuntimeError("poisoned")
+
+
+def poisoned(net):
+    return replace(net, matmul=lambda index: Poison.apply)
+
+
+def learned(net, estimator, view, steps=2):
+    """Credit and state after some steps."""
+    t = trajectory_of(net)
+    for _ in range(steps):
+        estimator.fit_step(t, view)
+    own = estimator.parameter_gradients(t, view) or {}
+    credit = credit_of(estimator, t, view)
+    return [credit, *estimator.state().values(), *own.values()]
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if VARIANTS[v]["method"] not in REVERSE])
+@pytest.mark.parametrize("kind", ["tanh", "gelu", "relu"])
+def test_estimators_do_without_reverse_mode(variant, kind):
+    """With a net whose products raise in reverse, learning and credit are the same bit for bit.
+
+    And no parameter of the net gets a gradient, though all ask for one.
+    """
+    shape, free = SHAPES[kind], net_of(SHAPES[kind], dtype=torch.float32)
+    asking = {name: value.clone().requires_grad_() for name, value in free.parameters.items()}
+    found = []
+    for net in (free, poisoned(free.having(asking))):
+        estimator = estimator_of(shape, dtype=torch.float32, **VARIANTS[variant])
+        found.append(learned(net, estimator, view_of(net, estimator)))
+    for plain, under_poison in zip(*found, strict=True):
+        assert torch.equal(plain, under_poison)
+    assert not found[1][0].requires_grad
+    assert all(value.grad is None for value in asking.values())
+
+
+@pytest.mark.parametrize("method", REVERSE)
+def test_those_that_declare_reverse_mode_use_it(method):
+    """The poison works: the oracle and DNI, which say so, cannot do without."""
+    net = poisoned(net_of(SHAPES["tanh"]))
+    estimator = estimator_of(net.shape, method)
+    with pytest.raises(RuntimeError, match="poisoned"):
+        learned(net, estimator, view_of(net, estimator))
+
+
+def test_what_each_method_declares():
+    """The list that a reader of the log relies on; a change of it is a change of the method."""
+    declared = {name: sorted(cls.derivatives) for name, cls in ESTIMATORS.items()}
+    nothing = ("zero", "copy", "dfa", "state-bridge", "local-loss")
+    assert all(declared.pop(name) == [] for name in nothing)
+    assert declared == {
+        "bp": ["oracle"],
+        "fa": ["feedback-chain"],
+        "sign-symmetric": ["feedback-chain"],
+        "scalar-bridge": ["tail"],
+        "vector-field": ["tail", "tail-jvp"],
+        "learned-feedback": ["tail", "tail-jvp"],
+        "forward-gradient": ["tail-jvp"],
+        "node-perturbation": ["tail"],
+        "weight-perturbation": ["tail"],
+        "dni": ["block-vjp"],
+    }
+
+
+class Cheat(Estimator):
+    """Differentiates what it should not; `trick` says how."""
+
+    derivatives: ClassVar = frozenset({"tail", "tail-jvp", "feedback-chain"})
+    trick: ClassVar = staticmethod(lambda view, t, h: h)
+
+    def credit(self, trajectory, view):
+        h = trajectory.h_SLBD[:, 1].clone().requires_grad_()
+        with torch.enable_grad():
+            out = type(self).trick(view, trajectory, h)
+            found = out if isinstance(out, tuple) else torch.autograd.grad(out.sum(), h)
+        return found[0].unsqueeze(1).expand_as(trajectory.h_SLBD[:, :-1])
+
+
+TRICKS = {
+    "block": (lambda view, t, h: view.net.block(1, h), 1),
+    "tail": (lambda view, t, h: view.net.tail(1, h, t.y), 2),
+    "another precision": (lambda view, t, h: view.net.to(torch.float32).tail(0, h.float(), t.y), 2),
+    "other parameters": (lambda view, t, h: view.net.having({}).block(2, h), 2),
+    "functional": (
+        lambda view, t, h: (torch.func.grad(lambda z: view.net.tail(1, z, t.y).sum())(h),),
+        2,
+    ),
+    "vjp of one block": (
+        lambda view, t, h: torch.func.vjp(lambda z: view.net.block(0, z), h)[1](h),
+        0,
+    ),
+    "its costates": (lambda view, t, h: (view.net.costates(t)[:, 0],), 2),
+}
+
+
+def cheated(trick, kind="tanh"):
+    """What happens to an estimator with a trick."""
+    net = net_of(SHAPES[kind])
+    cls = type("Cheat", (Cheat,), {"trick": staticmethod(trick)})
+    estimator = cls(estimator_of(net.shape, "zero").setting)
+    return credit_of(estimator, trajectory_of(net), view_of(net, estimator))
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+@pytest.mark.parametrize("kind", ["tanh", "gelu", "relu"])
+def test_reverse_mode_through_a_block_is_caught(trick, kind):
+    """A CreditError names the estimator and the block, whatever the way."""
+    way, index = TRICKS[trick]
+    with pytest.raises(CreditError, match=rf"Cheat .*reverse-mode .* block {index}\b"):
+        cheated(way, kind)
+
+
+@pytest.mark.parametrize(
+    "leave", [lambda view, t, h: view.tail([1], [h.unsqueeze(1)], t.y), lambda view, t, h: view.blocks(h.unsqueeze(1).expand(-1, 3, -1, -1))]
+)  # fmt: skip
+def test_what_the_view_computes_has_no_history(leave):
+    """Losses and blocks from the view's own methods cannot be differentiated at all."""
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        cheated(leave)
+
+
+UNDECLARED = {
+    "tail": lambda view, t: view.tail([0], [t.h_SLBD[:, :1]], t.y),
+    "tail blocks": lambda view, t: view.blocks(t.h_SLBD[:, :-1]),
+    "tail perturbed": lambda view, t: view.perturbed(t, t.h_SLBD[:, :-1]),
+    "tail loss_at": lambda view, t: view.loss_at(t, {}),
+    "tail-jvp": lambda view, t: view.tail_jvp([0], [t.h_SLBD[:, :1]], [t.h_SLBD[:, :1]], t.y),
+    "tail-jvp perturbed": lambda view, t: view.perturbed_jvp(t, t.h_SLBD[:, :-1]),
+    "feedback-chain": lambda view, t: view.feedback_vjp(0, t.h_SLBD[:, 0], t.last_SBD, {}),
+    "block-vjp": lambda view, t: view.block_vjp(0, t.h_SLBD[:, 0], t.last_SBD),
+    "oracle": lambda view, t: view.costates(t),
+}
+
+
+@pytest.mark.parametrize("use", UNDECLARED)
+def test_an_undeclared_method_is_refused(use):
+    """A CreditError names the estimator, the method's kind, and what was declared."""
+    kind = use.split()[0]
+    net = net_of(SHAPES["tanh"])
+    others = frozenset({"tail", "tail-jvp", "feedback-chain", "block-vjp", "oracle"}) - {kind}
+    for declared in (frozenset(), others):
+        view = View(net, "Mine", declared)
+        with pytest.raises(CreditError, match=f"Estimator Mine used '{kind}'"):
+            UNDECLARED[use](view, trajectory_of(net))
+
+
+def test_an_unknown_declaration_is_refused():
+    """With the words that there are."""
+    with pytest.raises(
+        CreditError, match=r"Mine declares \['everything'\]; derivatives are .*tail"
+    ):
+        View(net_of(SHAPES["tanh"]), "Mine", frozenset({"everything"}))
+
+
+def tangent_of(t, layers, copies, seed=2):
+    g = torch.Generator().manual_seed(seed)
+    size = (t.h_SLBD.shape[0], copies, *t.h_SLBD.shape[2:])
+    return [torch.randn(size, generator=g, dtype=torch.float64) for _ in layers]
+
+
+@pytest.mark.parametrize("kind", [*SHAPES, "linear"])
+def test_a_sweep_is_each_layer_alone(kind):
+    """`tail` of several layers and states at once: the loss of each put in alone."""
+    net = net_of(LINEAR if kind == "linear" else SHAPES[kind])
+    t, layers = trajectory_of(net), [0, 2]
+    view = View(net, "Mine", frozenset({"tail"}))
+    moved = [t.h_SLBD[:, [i]] + u for i, u in zip(layers, tangent_of(t, layers, 3), strict=True)]
+    found = view.tail(layers, moved, t.y)
+    assert found.shape == (3, 2, 3, 7)
+    for run, alpha in enumerate(net.alpha_S):
+        p = {name: value[run] for name, value in net.parameters.items()}
+        for place, layer in enumerate(layers):
+            for copy in range(3):
+                h = moved[place][run, copy]
+                wanted = losses_from(net.shape, alpha, p, layer, h, t.y[run])
+                torch.testing.assert_close(found[run, place, copy], wanted, **EXACT)
+
+
+@pytest.mark.parametrize("kind", [*SHAPES, "linear"])
+def test_forward_mode_goes_through_the_guard(kind):
+    """`tail_jvp` is <a, u> of the exact costates, and the limit of central differences."""
+    net = net_of(LINEAR if kind == "linear" else SHAPES[kind])
+    t, layers = trajectory_of(net), [0, 1, 2]
+    view = View(net, "Mine", frozenset({"tail", "tail-jvp"}))
+    us = tangent_of(t, layers, 2)
+    at = [t.h_SLBD[:, [i]].expand_as(u) for i, u in zip(layers, us, strict=True)]
+    found = view.tail_jvp(layers, at, us, t.y)
+    a = exact_costates(net, t)[:, :3]
+    wanted = torch.stack([(a[:, [i]] * u).sum(-1) for i, u in enumerate(us)], 1)
+    torch.testing.assert_close(found, wanted, **EXACT)
+    step = 1e-5
+    up, down = (
+        view.tail(layers, [h + s * u for h, u in zip(at, us, strict=True)], t.y)
+        for s in (step, -step)
+    )
+    torch.testing.assert_close(found, (up - down) / (2 * step), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["tanh", "gelu", "relu"])
+def test_noise_where_it_arises(kind):
+    """`perturbed` adds to every h on the way; its derivative is the sum of all <a_l, u_l>."""
+    net = net_of(SHAPES[kind])
+    t = trajectory_of(net)
+    view = View(net, "Mine", frozenset({"tail", "tail-jvp"}))
+    u = torch.stack(tangent_of(t, range(3), 1), 1).squeeze(2)
+    wanted = (exact_costates(net, t)[:, :-1] * u).sum((1, 3))
+    torch.testing.assert_close(view.perturbed_jvp(t, u), wanted, **EXACT)
+    slope = (view.perturbed(t, 1e-6 * u) - view.perturbed(t, -1e-6 * u)) / 2e-6
+    torch.testing.assert_close(slope, wanted, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(view.perturbed(t, 0 * u), t.loss_SB, **EXACT)
+
+
+@pytest.mark.parametrize("kind", [*SHAPES, "linear"])
+def test_block_vjp_is_one_step_of_the_chain(kind):
+    """The costate of a block's input from that of its output."""
+    net = net_of(LINEAR if kind == "linear" else SHAPES[kind])
+    t = trajectory_of(net)
+    view = View(net, "Mine", frozenset({"block-vjp"}))
+    a = exact_costates(net, t)
+    for index in range(net.shape.depth):
+        found = view.block_vjp(index, t.h_SLBD[:, index], a[:, index + 1])
+        torch.testing.assert_close(found, a[:, index], **EXACT)
