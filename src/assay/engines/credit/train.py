@@ -74,7 +74,9 @@ class Training:
         self.loss_S = torch.full((len(configs),), math.nan)
         self.fit: dict[str, Tensor] = {}
         setting = self.learners.estimator.setting
-        self.lr_S, self.warmup_S = setting.each("lr"), setting.each("warmup")
+        self.lr_S = setting.each("lr")
+        # In float64 and rounded: 0.6 of 25 steps are 15, not what float32 makes of it.
+        self.warm_steps_S = torch.tensor([round(c.warmup * self.steps) for c in configs])
         # Drawn from streams of their own, so that a warm-up changes nothing else.
         self.warm = DirectFeedback(
             Setting(self.shape, configs, [generator(s, WARMUP_STREAM) for s in seeds])
@@ -125,19 +127,26 @@ class Training:
             self.fit = estimator.fit_step(trajectory, view)
         credit = self.credit(trajectory, view)
         own = estimator.parameter_gradients(trajectory, view) or {}
-        config = self.config
+        config, is_warming = self.config, self.is_warming()
         for number in range(config.surrogate_steps):
             found = gradients(
                 net, trajectory, credit, config.surrogate, config.target_eta, again=number > 0
             )
-            self.update({**found, **own})
+            for name, g in own.items():
+                warm = is_warming.view(-1, *[1] * (g.dim() - 1))
+                found[name] = torch.where(warm, found[name], g)
+            self.update(found)
         self.loss_S = trajectory.loss_SB.mean(1)
         self.step += 1
+
+    def is_warming(self) -> Tensor:
+        """Which runs' nets learn from DFA's credit in the coming step, [S]."""
+        return self.step < self.warm_steps_S
 
     def credit(self, trajectory: Trajectory, view: View) -> Tensor:
         """What the blocks learn from: of h_0 … h_L, warm-up and normalisation included."""
         guessed = credit_of(self.learners.estimator, trajectory, view)
-        is_warming = self.step < self.warmup_S * self.steps
+        is_warming = self.is_warming()
         if is_warming.any():
             warm = self.warm.credit(trajectory, view)
             guessed = torch.where(is_warming.view(-1, 1, 1, 1), warm, guessed)
