@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from assay.core.errors import ConfigError
+from assay.engines.credit import cohort
 from assay.engines.credit import images as images_module
 from assay.engines.credit.config import TrainConfig
 
@@ -17,6 +18,7 @@ HELD = 1024
 LADDER = 4096
 LADDER_CLASSES = 10
 TEACHER_GAIN = 2.0
+LADDER_STREAM = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,8 @@ def ladder(config: TrainConfig, seed: int) -> Data:
     everywhere.
     """
     count = config.train_size or LADDER
-    generator = torch.Generator().manual_seed(seed)
+    # A stream of its own: the net's, of the same seed, would make its weights of these inputs.
+    generator = cohort.generator(seed, LADDER_STREAM)
     width = config.width
     x = torch.randn(count + 2 * HELD, width, generator=generator)
     h = x
