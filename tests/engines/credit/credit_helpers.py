@@ -1,6 +1,7 @@
 """Small nets, estimators and run contexts, and a net written a second time, one run alone."""
 
 import io
+
 import safetensors.torch
 import torch
 from torch.nn import functional
