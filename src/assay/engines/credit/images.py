@@ -3,6 +3,8 @@
 import gzip
 import hashlib
 import io
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -89,11 +91,13 @@ def _check(name: str, arrays: dict[str, np.ndarray]) -> None:
                 f"Data {name!r} must have x_train [N, …], y_train [N], x_test [M, …], y_test [M] with "
                 f"images of one size and at least 10 of each; got {shapes}."
             )
-        if not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
+        is_whole = np.issubdtype(y.dtype, np.integer)
+        if not is_whole or y.min() < 0:
+            least = f" from {y.min()}" if is_whole else ""
             raise ConfigError(
-                f"Labels of data {name!r} must be whole numbers from 0; y_{which} is {y.dtype} from {y.min()}."
+                f"Labels of data {name!r} must be whole numbers from 0; y_{which} is {y.dtype}{least}."
             )
-        if not np.isfinite(x).all():
+        if x.dtype.kind not in "biuf" or not np.isfinite(x).all():
             raise ConfigError(
                 f"Inputs of data {name!r} must be numbers; x_{which} has some that are not."
             )
@@ -121,7 +125,7 @@ def _fashion(folder: Path) -> dict[str, np.ndarray]:
             "x_test": idx("t10k-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28),
             "y_test": idx("t10k-labels-idx1-ubyte.gz", 8),
         }
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ConfigError(
             f"Data 'fashion-mnist' in {folder} cannot be read: {error}. Copy it again."
         ) from error
@@ -136,21 +140,34 @@ def _cifar(folder: Path) -> dict[str, np.ndarray]:
         paths = sorted(folder.glob(f"{which}-*.parquet"))
         if not paths:
             raise ConfigError(f"Data 'cifar10' needs {which}-*.parquet in {folder}; there is none.")
-        table = polars.concat([polars.read_parquet(path) for path in paths])
-        content = table["img"].struct.field("bytes").to_list()
-        pictures = [np.asarray(Image.open(io.BytesIO(each)).convert("RGB")) for each in content]
+        try:
+            table = polars.concat([polars.read_parquet(path) for path in paths])
+            content = table["img"].struct.field("bytes").to_list()
+            pictures = [np.asarray(Image.open(io.BytesIO(each)).convert("RGB")) for each in content]
+            labels = table["label"].to_numpy()
+        except (polars.exceptions.PolarsError, OSError, ValueError, TypeError) as error:
+            raise ConfigError(
+                f"Data 'cifar10' in {folder} cannot be read: {error}. Copy it again."
+            ) from error
         if len({each.shape for each in pictures}) > 1:
             raise ConfigError(f"Images of {which}-*.parquet in {folder} must be of one size.")
-        found[f"x_{which}"] = np.stack(pictures)
-        found[f"y_{which}"] = table["label"].to_numpy()
+        found[f"x_{which}"], found[f"y_{which}"] = np.stack(pictures), labels
     return found
 
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in ARRAYS}
-    except (OSError, ValueError, KeyError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        TypeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise ConfigError(
             f"Data {str(path)!r} must be an .npz with {', '.join(ARRAYS)}: {error}."
         ) from error
