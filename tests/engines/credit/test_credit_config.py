@@ -76,7 +76,8 @@ def test_settings_that_do_not_go_together_are_refused(cls, settings, says):
 
 @pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.parametrize(
-    ("key", "value"), [("bridge", "bad"), ("code", "eL"), ("difference", "both"), ("directions", 1.5)]
+    ("key", "value"),
+    [("bridge", "bad"), ("code", "eL"), ("difference", "both"), ("directions", 1.5)],
 )
 def test_words_and_types_are_checked(cls, key, value):
     """As a study is read: unknown words and wrong types are a ConfigError that names the key."""
@@ -107,13 +108,20 @@ def test_stackable_settings_may_differ(name):
 
 @pytest.mark.parametrize(
     "change",
-    [{"method": "dfa"}, {"width": 12}, {"code": "y"}, {"clip": 0.5}, {"batch": 3}, {"epsilon": 0.1}],
+    [
+        {"method": "dfa"},
+        {"width": 12},
+        {"code": "y"},
+        {"clip": 0.5},
+        {"batch": 3},
+        {"epsilon": 0.1},
+    ],
 )
 @pytest.mark.parametrize("run", [train, frozen.run])
 def test_other_settings_may_not_differ(run, change):
     """The first run is refused with what may differ, and both configurations."""
     first = FIRST if run is train else FrozenConfig(method="scalar-bridge")
-    with pytest.raises(ConfigError, match="may differ only in their seeds and in alpha, .*warmup"):
+    with pytest.raises(ConfigError, match=r"may differ only in their seeds and in alpha, .*warmup"):
         run([first, replace(first, **change)], [Context(), Context()])
 
 
@@ -122,7 +130,7 @@ def test_another_device_is_refused():
     context = Context()
     context.device = "cuda"
     for run, config in ((train, ONLINE), (lq.run, LqConfig())):
-        with pytest.raises(ConfigError, match="on the CPU; got device 'cuda'"):
+        with pytest.raises(ConfigError, match=r"on the CPU; got device 'cuda'"):
             run([config], [context])
 
 
@@ -153,7 +161,7 @@ def test_a_method_that_is_none_is_refused(method, says):
 
 def test_local_loss_needs_labels():
     """The toy task has none."""
-    with pytest.raises(ConfigError, match="local-loss needs labels"):
+    with pytest.raises(ConfigError, match=r"local-loss needs labels"):
         lq.run([LqConfig(method="local-loss")], [Context()])
 
 
