@@ -100,10 +100,16 @@ def test_inner_product_with_exact_credit_is_backpropagation(made):
 
 @EVERY
 @pytest.mark.parametrize("surrogate", ["inner", "target-shift", "cosine"])
-def test_local_gradients_are_those_of_the_local_losses(made, surrogate):
-    """Autograd of each formula, inputs and credit held fixed; the head has its own loss."""
+@pytest.mark.parametrize("again", [False, True])
+def test_local_gradients_are_those_of_the_local_losses(made, surrogate, again):
+    """Autograd of each formula, inputs and credit held fixed; the head has its own loss.
+
+    Also where the parameters have changed since the trajectory, as in a second update.
+    """
     net, t = made
     credit, eta = random_credit(t), 0.3
+    if again:
+        net = net.having({name: 1.1 * value + 0.05 for name, value in net.parameters.items()})
 
     def local(output, start, state, a):
         if surrogate == "inner":
@@ -123,7 +129,8 @@ def test_local_gradients_are_those_of_the_local_losses(made, surrogate):
         last = losses_from(net.shape, alpha, p, net.shape.depth, h[-1], t.y[run])
         return (total + last).mean()
 
-    close(gradients(net, t, credit, surrogate, eta), gradients_alone(net, loss))
+    found = gradients(net, t, credit, surrogate, eta, again=again)
+    close(found, gradients_alone(net, loss))
 
 
 @pytest.mark.parametrize("eta", [0.01, 1.0])

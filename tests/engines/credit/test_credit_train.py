@@ -8,11 +8,11 @@ import torch
 from credit_helpers import LOCAL, METHODS, ONLINE, VARIANTS, Context, finished
 
 from assay.core.errors import CheckpointError
-from assay.engines.credit import engine, frozen, lq
+from assay.engines.credit import engine, frozen, loop, lq
 from assay.engines.credit.config import FrozenConfig, LqConfig, TrainConfig
 from assay.engines.credit.data import ladder
 from assay.engines.credit.net import Shape, initial
-from assay.engines.credit.train import Order, Training, one_thread, train
+from assay.engines.credit.train import Order, Training, train
 
 FROZEN = FrozenConfig(
     data="ladder", train_size=70, block="tanh", width=8, depth=3, batch=16, epochs=2,
@@ -77,6 +77,23 @@ def test_a_seed_in_a_wide_cohort_is_that_seed_alone(method):
     )
     alone = finished(train, config, init=4, data=2)
     assert cohort(train, [config] * 3, [(1, 2), (4, 2), (8, 9)])[1].results() == alone.results()
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("size", [1, 2])
+def test_how_many_are_stacked_changes_nothing(task, size, monkeypatch):
+    """A cohort that is too large for the cache is computed in parts: the same, stopped or not."""
+    run, config = of(task, "scalar-bridge td")
+    seeds = [(1, 2), (5, 6), (3, 4)]
+    whole = [each.results() for each in cohort(run, [config] * 3, seeds)]
+    monkeypatch.setattr(loop, "together", lambda state_bytes: size)
+    assert [each.results() for each in cohort(run, [config] * 3, seeds)] == whole
+    contexts = [Context(*pair) for pair in seeds]
+    contexts[2].stop_at = 3
+    run([config] * 3, contexts)
+    assert not contexts[2].final
+    run([config] * 3, contexts)
+    assert [context.results() for context in contexts] == whole
 
 
 @EVERY
@@ -165,14 +182,13 @@ def test_a_seed_for_two_roles_makes_two_things():
 
 def stepped(config, feedback=None):
     """The net's weights after every step; with a DFA of given feedback."""
-    with one_thread():
-        training = Training([config], [Context()])
-        if feedback is not None:
-            training.learners.estimator.state()["feedback"].copy_(feedback)
-        found = []
-        while training.step < training.steps:
-            training.advance()
-            found.append([value.clone() for value in training.net.parameters.values()])
+    training = Training([config], [Context()])
+    if feedback is not None:
+        training.learners.estimator.state()["feedback"].copy_(feedback)
+    found = []
+    while training.step < training.steps:
+        training.advance()
+        found.append([value.clone() for value in training.net.parameters.values()])
     return found, training
 
 
@@ -204,10 +220,9 @@ def test_a_warm_up_lasts_no_step_longer(epochs, warmup, steps):
 def test_the_estimator_learns_through_the_warm_up(method):
     """A whole warm-up: the estimator's numbers move from what they were."""
     config = replace(ONLINE, method=method, warmup=1.0)
-    with one_thread():
-        training = Training([config], [Context()])
-        before = {k: v.clone() for k, v in training.learners.estimator.state().items()}
-        training.advance()
+    training = Training([config], [Context()])
+    before = {k: v.clone() for k, v in training.learners.estimator.state().items()}
+    training.advance()
     after = training.learners.estimator.state()
     assert all(not torch.equal(before[k], v) for k, v in after.items() if k.endswith("weight"))
 
