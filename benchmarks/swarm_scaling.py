@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from assay.cli.swarm_files import LocalContext
+from assay.cli.local_files import LocalContext
 from assay.engines.swarm.config import MODELS, SwarmConfig
 from assay.engines.swarm.matformer import parameters
 from assay.engines.swarm.payload import dense_bytes
@@ -50,7 +50,11 @@ def one(model, clients, rounds, threads):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryDirectory() as folder:
         context = LocalContext(
-            Path(folder) / "run", seed=0, threads=threads, quiet=True, data_dir=None, config={}
+            Path(folder) / "run",
+            told={"config": {}, "seed": 0},
+            seeds=dict.fromkeys(("init", "data", "faults"), 0),
+            quiet=True,
+            threads=threads,
         )
         train_one(config, context, watch=watch)
     seconds = [b - a for a, b in pairwise(times)][WARM:]

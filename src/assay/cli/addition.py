@@ -7,13 +7,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import App, Parameter
 
 from assay.cli import addition_models as models
 from assay.cli.addition_files import PlainContext, draw_curves, write_root
 from assay.cli.addition_settings import config_from, settings
+from assay.cli.local_files import interruptible
 from assay.cli.options import SetOption
 from assay.core.errors import ConfigError, StoreError
 
@@ -63,7 +64,7 @@ def train(
     contexts = _contexts(out, seeds, data_seed, quiet=quiet, threads=cores)
     from assay.engines.addition.train import train as train_cohort
 
-    with _interruptible(contexts):
+    with interruptible(contexts):
         train_cohort([config] * len(contexts), contexts)
     if contexts[0].stop and not all(context.results for context in contexts):
         print(f"stopped; the same command goes on from {out}", file=sys.stderr)
@@ -108,28 +109,3 @@ def _contexts(
             f"{error.filename}: the output folder cannot be made ({error.strerror}). Choose a "
             "folder that you may write to."
         ) from error
-
-
-class _interruptible:  # noqa: N801  (used as a statement)
-    """Ctrl-C asks the runs to save and stop; a second one interrupts at once."""
-
-    def __init__(self, contexts: Sequence[PlainContext]) -> None:
-        self._contexts = contexts
-
-    def __enter__(self) -> None:
-        import signal
-
-        self._before = signal.getsignal(signal.SIGINT)
-
-        def ask(*_: object) -> None:
-            for context in self._contexts:
-                context.stop = True
-            signal.signal(signal.SIGINT, self._before)
-
-        signal.signal(signal.SIGINT, ask)
-
-    def __exit__(self, *_: object) -> Literal[False]:
-        import signal
-
-        signal.signal(signal.SIGINT, self._before)
-        return False

@@ -1,17 +1,16 @@
 """The files of a training run outside the lab: the names and keys that users of the sources know."""
 
 import csv
-import hashlib
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from assay.core.files import write_atomic
+from assay.cli.local_files import Folder
 
 STATE = "state.safetensors"
+SHOW_EVERY_S = 3
 COLUMNS = {
     "train_loss": "train/loss_nats",
     "val_exact": "val/exact_match",
@@ -22,16 +21,11 @@ COLUMNS = {
 """Columns of metrics.csv between step and elapsed_sec, and the metrics that they hold."""
 
 
-class PlainContext:
-    """A run that writes plain files into one folder: the lab's `RunContext` without the lab."""
+class PlainContext(Folder):
+    """A run that writes the files of the public trainers into one folder."""
 
     def __init__(self, folder: Path, *, seeds: Mapping[str, int], quiet: bool, threads: int = 1):
-        self.seeds: Mapping[str, int] = dict(seeds)
-        self.device = "cpu"
-        self.threads = threads
-        self.data_dir: Path | None = None
-        self.stop = False
-        self.folder, self._quiet = folder, quiet
+        super().__init__(folder, seeds=seeds, quiet=quiet, threads=threads)
         self.results: dict[str, float] = {}
         self.report: dict[str, Any] = {}
         self._shown_s = 0.0
@@ -56,14 +50,14 @@ class PlainContext:
     def summary(self, values: Mapping[str, float]) -> None:
         """Keep final values; results.json holds them all."""
         self.results |= values
-        self._write("results.json", json.dumps(self.results, indent=1, sort_keys=True).encode())
+        super().save("results.json", json.dumps(self.results, indent=1, sort_keys=True).encode())
 
     def save(self, name: str, content: bytes) -> str:
         """Write a file; the engine's summary is completed with the keys of the sources."""
         if name == "summary.json":
             self.report = self._complete(json.loads(content))
             content = json.dumps(self.report, indent=1).encode()
-        return self._write(name, content)
+        return super().save(name, content)
 
     def _complete(self, plain: dict[str, Any]) -> dict[str, Any]:
         known = {
@@ -77,14 +71,9 @@ class PlainContext:
         }
         return known | {name: value for name, value in plain.items() if name != "config"}
 
-    def _write(self, name: str, content: bytes) -> str:
-        """A file, whole or not at all; its sha256."""
-        write_atomic(self.folder / name, content)
-        return hashlib.sha256(content).hexdigest()
-
     def save_checkpoint(self, step: int, content: bytes) -> None:
         """Replace the state from which the run goes on."""
-        self._write(STATE, content)
+        super().save(STATE, content)
 
     def load_checkpoint(self) -> tuple[int, bytes] | None:
         """The state in the folder; drops rows of metrics.csv that were logged after it."""
@@ -105,32 +94,22 @@ class PlainContext:
         if path.exists():
             lines = path.read_text().split("\n")[:-1]  # a torn last line has no end
             kept = [line for line in lines[1:] if int(line.split(",")[0]) <= step]
-            self._write("metrics.csv", "\n".join([*lines[:1], *kept, ""]).encode())
+            super().save("metrics.csv", "\n".join([*lines[:1], *kept, ""]).encode())
             if kept:
                 self._before_s = float(
                     kept[-1].split(",")[lines[0].split(",").index("elapsed_sec")]
                 )
-
-    def event(self, kind: str, message: str, **details: Any) -> None:
-        """Say it on stderr."""
-        print(f"{self.folder.name}: {kind}: {message}", file=sys.stderr)
 
     def spent(self, **budget: float) -> None:
         """Part of results.json."""
         self.summary({f"spent/{name}": value for name, value in budget.items()})
 
     def progress(self, step: int, total: int, shown: Mapping[str, float]) -> None:
-        """A line on stderr every few seconds."""
+        """A line on stderr every few seconds: this engine tells after every step."""
         now = time.monotonic()
-        if self._quiet or (now - self._shown_s < 3 and step < total):
-            return
-        self._shown_s = now
-        values = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-        print(f"{self.folder.name}  step {step}/{total}  {values}", file=sys.stderr)
-
-    def should_stop(self) -> bool:
-        """True after Ctrl-C."""
-        return self.stop
+        if now - self._shown_s >= SHOW_EVERY_S or step == total:
+            self._shown_s = now
+            super().progress(step, total, shown)
 
 
 def write_root(out: Path, contexts: Sequence[PlainContext]) -> None:

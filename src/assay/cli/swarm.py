@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, Parameter, validators
 
 from assay.cli.common import Output, print_json
+from assay.cli.local_files import LocalContext, interruptible
 from assay.cli.options import SetOption, assigned, checked, described
 from assay.cli.swarm_cluster import (
     cluster,
@@ -26,7 +27,6 @@ from assay.cli.swarm_cluster import (
     seated,
     take_part,
 )
-from assay.cli.swarm_files import LocalContext
 from assay.core.config import build, to_plain
 from assay.core.errors import ConfigError, DataError, StoreError
 from assay.core.settings import Settings
@@ -42,6 +42,13 @@ if TYPE_CHECKING:
 CLIENTS_EVERY_S = 5.0
 
 app = App(name="swarm", help="One nested model, clients of different sizes, compressed updates.")
+
+
+class Rounds(LocalContext):
+    """The folder of a swarm."""
+
+    unit = "round"
+    state = "state.npz"
 
 
 @Parameter(name="*")
@@ -256,19 +263,22 @@ def agreement(run: Path, *, json: bool = False) -> None:
         Output().print(f"{name:36} {value:.4f}")
 
 
-def _context(what: What, out: Path, threads: int, *, quiet: bool) -> LocalContext:
+def _context(what: What, out: Path, threads: int, *, quiet: bool) -> Rounds:
     data_dir = Settings.from_environment().data_dir
     check([what.config], data_dir)
-    begins = None if what.begin_from is None else str(what.begin_from.resolve())
-    return LocalContext(
-        out, seed=what.seed, threads=threads, quiet=quiet, begin_from=begins,
-        data_dir=data_dir, config=to_plain(what.config),
-    )  # fmt: skip
+    told: dict[str, Any] = {"config": to_plain(what.config), "seed": what.seed}
+    if what.begin_from is not None:
+        told["begin_from"] = str(what.begin_from.resolve())
+    seeds = dict.fromkeys(("init", "data", "faults"), what.seed)
+    context = Rounds(out, told=told, seeds=seeds, quiet=quiet, threads=threads, data_dir=data_dir)
+    if context.is_finished:
+        raise StoreError(f"{out} holds a finished run. Give a new folder.")
+    return context
 
 
 def _run(
     config: SwarmConfig,
-    context: LocalContext,
+    context: Rounds,
     start: "Tensor | None" = None,
     crew: "Crew | None" = None,
     watch: "Callable[[Session], None] | None" = None,
@@ -279,7 +289,7 @@ def _run(
     from assay.engines.swarm.train import train_one
 
     torch.set_num_threads(context.threads)
-    with context.interruptible():
+    with interruptible([context]):
         train_one(config, context, crew, watch or _watcher(quiet=context.quiet), start)
     if not context.is_finished:
         Output().print(f"stopped; the same command goes on from round {context.step}")
