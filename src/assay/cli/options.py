@@ -60,6 +60,22 @@ def checked(config: type[T], values: Mapping[str, Any], *, listing: str) -> T:
         raise ConfigError(f"{error} `{listing}` describes them.") from error
 
 
+def numbers(option: str, text: str, example: str) -> list[int]:
+    """Whole numbers with commas.
+
+    Args:
+        option: Which takes them.
+        text: As given.
+        example: What to write, told with an error.
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(
+            f"{option} takes whole numbers with commas, such as {example}; got {text!r}."
+        ) from error
+
+
 def described(config: type) -> list[tuple[str, Any, str]]:
     """Name, default and docstring of every field of a configuration dataclass."""
     body = ast.parse(inspect.getsource(config)).body[0]

@@ -17,7 +17,7 @@ from cyclopts import App, Parameter, validators
 
 from assay.cli.common import Output, print_json
 from assay.cli.local_files import LocalContext, interruptible
-from assay.cli.options import SetOption, assigned, checked, described
+from assay.cli.options import SetOption, assigned, checked, described, numbers
 from assay.cli.swarm_cluster import (
     cluster,
     open_desk,
@@ -73,7 +73,7 @@ class What:
     def config(self) -> SwarmConfig:
         """All of it, checked."""
         values: dict[str, Any] = {
-            "tiers": _numbers("--clients", self.clients),
+            "tiers": numbers("--clients", self.clients, "0,1,1,1"),
             "steps": self.steps,
             "model": self.model,
         }
@@ -225,7 +225,7 @@ def export_tiers(run: Path, out: Path, *, tiers: str = "0,1,2") -> None:
         tiers: Which, with commas.
     """
     config = _read_config(run)
-    _export(run, config, _numbers("--tiers", tiers), out)
+    _export(run, config, numbers("--tiers", tiers, "0,1,2"), out)
     Output().print(f"wrote tiers {tiers} to {out}")
 
 
@@ -328,15 +328,6 @@ def _text(name: str) -> str:
     if name not in NAMES and path and Path(path).exists():
         name = f"{Path(path).resolve()}{pin}{digest}"
     return pinned(name, Settings.from_environment().data_dir)
-
-
-def _numbers(option: str, text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ConfigError(
-            f"{option} takes tiers with commas, such as 0,1,1,1; got {text!r}."
-        ) from error
 
 
 def _read_config(run: Path) -> SwarmConfig:

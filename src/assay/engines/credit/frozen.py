@@ -8,7 +8,6 @@ sign turned round (`negated`).
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from assay.core.engine import RunContext
@@ -18,11 +17,9 @@ from assay.engines.credit.config import STACKABLE, FrozenConfig
 from assay.engines.credit.exploit import Batch, Rule
 from assay.engines.credit.firewall import View
 from assay.engines.credit.loop import compute
-from assay.engines.credit.surrogates import Normalise, gradients
+from assay.engines.credit.surrogates import gradients
 from assay.engines.credit.train import Training, state_bytes
 
-RANGES: tuple[exploit.Range, ...] = ("last1", "last2", "all")
-KINDS: dict[str, Normalise] = {"raw": "none", "norm": "per-sample"}
 LOCAL_STEPS = 5
 
 
@@ -77,26 +74,14 @@ class Frozen(Training):
                 values |= more
         return found
 
-    def batches(self, number: int) -> tuple[Batch, Batch, Batch]:
-        """Three batches: of the training part for the credit, of val to choose on, of test to report."""
-        size = self.frozen.exploit_batch
-        places = torch.arange(number * size, (number + 1) * size)
-        parts = []
-        for name in ("train", "val", "test"):
-            own = [getattr(each, name) for each in self.data]
-            # A part with fewer samples than are asked for begins again.
-            chosen = places % len(own[0])
-            x = torch.stack([part.x_NI[chosen] for part in own])
-            y = torch.stack([part.y_N[chosen] for part in own])
-            parts.append(Batch(x, y))
-        return parts[0], parts[1], parts[2]
-
     def exploited(self) -> list[dict[str, float]]:
         """Loss changes of five local steps and of line searches, means over batches; by metric name."""
         sums: dict[str, Tensor] = {}
         count = self.frozen.exploit_batches
         for number in range(count):
-            for name, value in self._one(*self.batches(number)).items():
+            for name, value in self._one(
+                *exploit.triple(self.data, number, self.frozen.exploit_batch)
+            ).items():
                 sums[name] = sums.get(name, 0) + value / count
         return [
             {name: float(value[run]) for name, value in sums.items()}
@@ -120,10 +105,10 @@ class Frozen(Training):
             f"exploit/steps_{name}_nats": exploit.loss(after, batch) - exploit.loss(self.net, batch)
             for name, batch in (("same", same), ("held", held))
         }
-        for label, normalise in KINDS.items():
+        for label, normalise in exploit.KINDS.items():
             own = replace(rule, normalise=normalise, surrogate="inner", clamp=0.0)
             whole = exploit.update(self.net, estimator, same, own)
-            for where in RANGES:
+            for where in exploit.RANGES:
                 part = exploit.within(whole, where, self.shape.depth)
                 search = exploit.line_search(self.net, part, (same, chosen, held))
                 best, there = search.at_best_same()

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from assay.core.errors import ConfigError
+
 BlockKind = Literal["tanh", "gelu", "plain", "linear"]
 """What block l does to h:
 "tanh": h + phi(W LN(h) + b), phi(z) = (1 - alpha) z + alpha tanh z;
@@ -129,7 +131,17 @@ class Net:
         return replace(self, parameters={**self.parameters, **changed})
 
     def encode(self, x_SBI: Tensor) -> Tensor:
-        """h_0 of inputs, [S, B, D]."""
+        """h_0 of inputs, [S, B, D].
+
+        Raises:
+            ConfigError: They are of another size than the encoder's.
+        """
+        if x_SBI.shape[-1] != self.shape.inputs:
+            raise ConfigError(
+                f"The encoder of this net reads inputs of {self.shape.inputs} numbers; got {x_SBI.shape[-1]} "
+                f"(of shape {list(x_SBI.shape)}: runs, samples, numbers). Flatten images, and give those of "
+                "the size that the net was made for."
+            )
         if self.shape.loss == "quadratic":
             return x_SBI
         weight = self.parameters["encoder.weight"]

@@ -92,7 +92,17 @@ def credit_of(estimator: Estimator, trajectory: Trajectory, view: View) -> Tenso
     Raises:
         CreditError: It is of the wrong shape, or has numbers that are none; says which layer.
     """
-    credit = estimator.credit(trajectory, view)
+    try:
+        credit = estimator.credit(trajectory, view)
+    except RuntimeError as error:
+        # What a first estimator of one's own meets when it is measured, after it has trained well.
+        mixed = any(word in str(error) for word in ("dtype", "Double", "double"))
+        if trajectory.h_SLBD.dtype == torch.float64 and mixed:
+            raise CreditError(
+                f"Estimator {estimator.name} must compute in float64 when it is measured, and mixes precisions: "
+                f"{error}. Name every tensor that it keeps in state(); those are converted."
+            ) from error
+        raise
     wanted = trajectory.h_SLBD[:, :-1].shape
     if tuple(credit.shape) != tuple(wanted):
         raise CreditError(
