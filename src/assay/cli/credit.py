@@ -35,8 +35,8 @@ SHOWN = {
     "test/valid_rate": "valid share",
 }
 CEILING = (
-    "gamma of copying: what handing the credit of h_L to every layer would have on these nets. A gamma "
-    "below it shows no more than that the nets are near the identity."
+    "gamma of copying: what handing the credit of h_L to every layer would have on these nets. Below it, an "
+    "estimator does worse than copying; above, it has learned more than that the nets are near the identity."
 )
 
 
@@ -95,6 +95,7 @@ def train(
     Writes OUT/seed-N/ with metrics.csv, summary.json, config.json and last.safetensors (net and
     estimator). Ctrl-C saves the state; the same command goes on from it, bit for bit. Seeds that
     are finished are left as they are, so that more can be added.
+    `assay credit settings` lists what can be set.
 
     Args:
         out: Folder for the runs.
@@ -174,7 +175,8 @@ def linesearch(
     Three changes of the loss: on the credit's own batch at its best step size (same), on a held-out
     batch at that step size (held), and there at the step size that was best on a third batch
     (fair). Beside the estimator stand the true credit (bp), and both with their sign turned round:
-    what the turned one reaches too is no use of the credit.
+    what the turned one reaches too is no use of the credit. The last block (last1) gets exact
+    credit from every estimator, so only last2 and all tell them apart.
 
     Args:
         run: Folder of `assay credit train` (OUT/seed-N), or a run of the lab by its id or folder.

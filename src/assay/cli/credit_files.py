@@ -39,11 +39,12 @@ def contexts_of(
     Raises:
         AssayError: Something is not there, or the folder holds other runs.
     """
+    from assay.engines.credit.data import load
     from assay.engines.credit.estimators.registry import find
 
     task, data_dir = ENGINE.tasks["train"], Settings.from_environment().data_dir
-    task.check([config], data_dir)
     find(config.method)
+    load(config, data_dir, seeds[0])
     contexts = []
     for seed in seeds:
         roles = {"init": seed, "data": seed}
@@ -63,7 +64,7 @@ def train_pending(config: TrainConfig, contexts: Sequence[LocalContext]) -> bool
     """Train those that are not finished; returns whether all are now.
 
     Runs that would go on from different steps (some were added, or the process was killed between
-    two saves) are stacked apart, which changes none of them.
+    two saves) are stacked apart.
     """
     from assay.engines.credit.train import train
 

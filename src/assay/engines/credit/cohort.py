@@ -68,6 +68,8 @@ class Learners:
         """
         try:
             found = safetensors.torch.load(content)
+            if only_one := found.keys() ^ {*self.state(), "generator"}:
+                raise ValueError(f"only one of the two has {min(only_one)}")
             for name, value in self.state().items():
                 place = value[run] if value.dim() else value
                 if place.shape != found[name].shape:

@@ -103,44 +103,38 @@ def compare(
         ConfigError: A setting breaks a rule, or a class cannot be found by its name.
     """
     chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    for name, given in (
-        ("methods", methods),
-        ("alphas", alphas),
-        ("depths", depths),
-        ("seeds", chosen),
-    ):
-        if not given or len(set(given)) != len(given):
-            raise ConfigError(f"{name} must be different ones, at least one; got {given!r}.")
     common = {"data": data, "block": "tanh"} | settings
-    if common["block"] != "tanh" and len(alphas) > 1:
-        raise ConfigError(
-            f'alphas differ only in blocks "tanh"; got {list(alphas)} with block = {common["block"]!r}. Give '
-            "one of them."
-        )
+    _check({"methods": list(methods), "alphas": alphas, "depths": depths, "seeds": chosen}, common)
     plans = [
-        (label, depth, [_config(label, choice, common, depth, alpha) for alpha in alphas])
-        for depth in depths
+        (label, [_config(label, choice, common, depth, alpha) for alpha in alphas])
         for label, choice in methods.items()
+        for depth in depths
     ]
+    place = None if data_dir is None else Path(data_dir)
     rows: list[dict[str, Any]] = []
-    for label, depth, configs in plans:
+    for label, configs in plans:
         many = [config for config in configs for _ in chosen]
-        place = None if data_dir is None else Path(data_dir)
         contexts = [Memory({"init": s, "data": s}, place) for _ in configs for s in chosen]
         train(many, contexts)
         for config, context in zip(many, contexts, strict=True):
-            key = {
-                "method": label,
-                "alpha": config.alpha,
-                "depth": depth,
-                "seed": context.seeds["init"],
-            }
-            rows.append(key | context.final)
+            key = {"method": label, "alpha": config.alpha, "depth": config.depth}
+            rows.append(key | {"seed": context.seeds["init"]} | context.final)
         if say is not None:
-            say(f"{label}, depth {depth}: {len(many)} runs")
+            say(f"{label}, depth {configs[0].depth}: {len(many)} runs")
     order = {label: number for number, label in enumerate(methods)}
-    rows.sort(key=lambda row: (order[row["method"]], row["alpha"], row["depth"], row["seed"]))
+    rows.sort(key=lambda row: (order[row["method"]], row["alpha"], row["depth"]))
     return Comparison(polars.DataFrame(rows))
+
+
+def _check(axes: Mapping[str, Sequence[Any]], common: Mapping[str, Any]) -> None:
+    for name, given in axes.items():
+        if not given or len(set(given)) != len(given):
+            raise ConfigError(f"{name} must be different ones, at least one; got {given!r}.")
+    if common["block"] != "tanh" and len(axes["alphas"]) > 1:
+        raise ConfigError(
+            f'alphas differ only in blocks "tanh"; got {axes["alphas"]} with block = {common["block"]!r}. '
+            "Give one of them."
+        )
 
 
 def _config(

@@ -35,8 +35,14 @@ def from_sequential(module: nn.Sequential) -> Net:
         if (parts[0][1].start_dim, parts[0][1].end_dim) != (1, -1):
             raise _refused(*parts[0], "a Flatten must keep the samples and flatten all else")
         parts = parts[1:]
-    linears = [_linear(name, layer) for name, layer in parts[::2]]
-    activations = [_activation(name, layer) for name, layer in parts[1::2]]
+    linears: list[nn.Linear] = []
+    activations: list[Activation] = []
+    # In their order, so that the first that does not fit is the one that is named.
+    for place, (name, layer) in enumerate(parts):
+        if place % 2 == 0:
+            linears.append(_linear(name, layer))
+        else:
+            activations.append(_activation(name, layer))
     if len(linears) < 3:
         raise ConfigError(
             f"An MLP must have at least three Linear layers (encoder, a block, head); got {len(linears)}: "
