@@ -1,6 +1,7 @@
 """`assay credit`, from a terminal."""
 
 import json
+import re
 import signal
 import subprocess
 import time
@@ -133,7 +134,7 @@ def test_linesearch_shows_the_controls(project):
 def test_estimators_and_settings_are_listed(project):
     """Every method with what it uses; every setting with its meaning."""
     out = project("credit", "estimators").stdout
-    assert "dni                  block-vjp       DNI (Jaderberg" in out
+    assert re.search(r"^dni +block-vjp +DNI \(Jaderberg", out, re.MULTILINE)
     found = project.json("credit", "estimators")
     assert found["bp"]["derivatives"] == ["oracle"]
     assert all(each["says"].endswith((".", ":")) for each in found.values())

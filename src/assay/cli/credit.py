@@ -135,7 +135,7 @@ def probe(
         json: Plain data.
     """
     from assay.engines.credit import probe as probes
-    from assay.engines.credit.train import one_thread
+    from assay.engines.credit.loop import one_thread
 
     find_own_modules()
     with one_thread():
@@ -188,7 +188,7 @@ def linesearch(
     from dataclasses import asdict
 
     from assay.engines.credit import probe as probes
-    from assay.engines.credit.train import one_thread
+    from assay.engines.credit.loop import one_thread
 
     find_own_modules()
     with one_thread():

@@ -159,10 +159,19 @@ def test_a_method_that_is_none_is_refused(method, says):
         find(method)
 
 
-def test_local_loss_needs_labels():
-    """The toy task has none."""
-    with pytest.raises(ConfigError, match=r"local-loss needs labels"):
-        lq.run([LqConfig(method="local-loss")], [Context()])
+@pytest.mark.parametrize("method", ["local-loss", "weight-perturbation"])
+def test_the_toy_is_of_methods_with_credit(method):
+    """Its dynamics are fixed and have no labels."""
+    with pytest.raises(ValueError, match=f"{method} gives no credit here"):
+        LqConfig(method=method)
+
+
+@pytest.mark.parametrize("name", ["width", "batch", "measured", "est_width"])
+def test_sizes_of_one_are_refused(name):
+    """One row or one column is multiplied in another way alone than in a cohort."""
+    for config in (TrainConfig, LqConfig):
+        with pytest.raises(ValueError, match=f"{name} must be at least 2; got 1"):
+            config(**{name: 1})
 
 
 def test_exploit_batches_fit_the_data():

@@ -19,7 +19,7 @@ from credit_helpers import (
 
 from assay.engines.credit.estimators.base import Estimator, credit_of
 from assay.engines.credit.estimators.registry import ESTIMATORS
-from assay.engines.credit.firewall import CreditError, View
+from assay.engines.credit.firewall import DERIVATIVES, CreditError, View
 
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
 REVERSE = ("bp", "dni")
@@ -98,13 +98,13 @@ def test_what_each_method_declares():
     assert declared == {
         "bp": ["oracle"],
         "fa": ["feedback-chain"],
-        "sign-symmetric": ["feedback-chain"],
+        "sign-symmetric": ["feedback-chain", "weights"],
         "scalar-bridge": ["tail"],
         "vector-field": ["tail", "tail-jvp"],
         "learned-feedback": ["tail", "tail-jvp"],
         "forward-gradient": ["tail-jvp"],
         "node-perturbation": ["tail"],
-        "weight-perturbation": ["tail"],
+        "weight-perturbation": ["tail", "weights"],
         "dni": ["block-vjp"],
     }
 
@@ -112,7 +112,7 @@ def test_what_each_method_declares():
 class Cheat(Estimator):
     """Differentiates what it should not; `trick` says how."""
 
-    derivatives: ClassVar = frozenset({"tail", "tail-jvp", "feedback-chain"})
+    derivatives: ClassVar = frozenset({"tail", "tail-jvp", "feedback-chain", "weights"})
     trick: ClassVar = staticmethod(lambda view, t, h: h)
 
     def credit(self, trajectory, view):
@@ -176,6 +176,7 @@ UNDECLARED = {
     "feedback-chain": lambda view, t: view.feedback_vjp(0, t.h_SLBD[:, 0], t.last_SBD, {}),
     "block-vjp": lambda view, t: view.block_vjp(0, t.h_SLBD[:, 0], t.last_SBD),
     "oracle": lambda view, t: view.costates(t),
+    "weights": lambda view, t: view.net.block(0, t.h_SLBD[:, 0]),
 }
 
 
@@ -184,7 +185,7 @@ def test_an_undeclared_method_is_refused(use):
     """A CreditError names the estimator, the method's kind, and what was declared."""
     kind = use.split()[0]
     net = net_of(SHAPES["tanh"])
-    others = frozenset({"tail", "tail-jvp", "feedback-chain", "block-vjp", "oracle"}) - {kind}
+    others = DERIVATIVES - {kind}
     for declared in (frozenset(), others):
         view = View(net, "Mine", declared)
         with pytest.raises(CreditError, match=f"Estimator Mine used '{kind}'"):

@@ -60,6 +60,24 @@ class Learners:
         tensors["generator"] = self.generators[run].get_state()
         return safetensors.torch.save(tensors, {k: repr(v) for k, v in (also or {}).items()})
 
+    def restore(self, contexts: Sequence[RunContext]) -> int:
+        """Go on from checkpoints, where there are any; returns how many steps are done.
+
+        Raises:
+            CheckpointError: They are of different steps, or of other runs.
+        """
+        found = [context.load_checkpoint() for context in contexts]
+        steps = {0 if each is None else each[0] - 1 for each in found}
+        if len(steps) > 1:
+            raise CheckpointError(
+                f"Runs that are stacked must stand at one step; these stand at {sorted(steps)}. Train them "
+                "apart, or remove the checkpoints."
+            )
+        for run, each in enumerate(found):
+            if each is not None:
+                self.load(run, each[1])
+        return steps.pop()
+
     def load(self, run: int, content: bytes) -> None:
         """Put one run's part back.
 

@@ -20,6 +20,8 @@ Method = Literal[
     "dni",
     "local-loss",
 ]
+WITHOUT_CREDIT_NET = frozenset(get_args(Method)) - {"vector-field", "dni"}
+"""Methods without a net whose output is credit."""
 Schedule = Literal["constant", "cosine"]
 Code = Literal["eT", "deltaL", "eT_hL", "deltaL_hL", "y"]
 
@@ -98,7 +100,12 @@ class LqConfig(EstimatorConfig):
 
     def __post_init__(self) -> None:
         check_estimator(self)
-        _positive(self, "width", "depth", "batch", "steps", "eval_interval", "measured")
+        _positive(self, "depth", "steps", "eval_interval")
+        _at_least_two(self, "width", "batch", "measured")
+        if self.method in ("weight-perturbation", "local-loss"):
+            raise ValueError(
+                f"method {self.method} gives no credit here: the dynamics are fixed and have no labels"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,6 +206,13 @@ def _positive(config: object, *names: str) -> None:
             raise ValueError(f"{name} must be positive; got {getattr(config, name)}")
 
 
+def _at_least_two(config: object, *names: str) -> None:
+    # See `check_estimator`: of sizes of one a run alone would differ from itself in a cohort.
+    for name in names:
+        if getattr(config, name) < 2:
+            raise ValueError(f"{name} must be at least 2; got {getattr(config, name)}")
+
+
 def check_train(config: TrainConfig) -> None:
     """Refuse settings that cannot be, or that would do nothing.
 
@@ -206,7 +220,8 @@ def check_train(config: TrainConfig) -> None:
         ValueError: Says which and why.
     """
     check_estimator(config)
-    _positive(config, "width", "depth", "epochs", "batch", "lr", "surrogate_steps", "eval_interval", "measured", "gain")  # fmt: skip
+    _positive(config, "depth", "epochs", "lr", "surrogate_steps", "eval_interval", "gain")
+    _at_least_two(config, "width", "batch", "measured")
     for name in ("weight_decay", "clip", "train_size"):
         if getattr(config, name) < 0:
             raise ValueError(f"{name} must not be negative; got {getattr(config, name)}")
@@ -239,12 +254,17 @@ def check_estimator(config: EstimatorConfig) -> None:
             f"method must be one of {', '.join(known)}, or module:Class of your own; got "
             f"{config.method!r}"
         )
-    for field in ("est_width", "est_steps", "directions"):
-        if getattr(config, field) < 1:
-            raise ValueError(f"{field} must be at least 1; got {getattr(config, field)}")
+    # With one row or one column torch multiplies in another way for one run than for several.
+    for field, least in (("est_width", 2), ("est_steps", 1), ("directions", 1)):
+        if getattr(config, field) < least:
+            raise ValueError(f"{field} must be at least {least}; got {getattr(config, field)}")
     for field in ("est_lr", "epsilon", "bridge_noise"):
         if not 0 < getattr(config, field) < 1e3:
             raise ValueError(f"{field} must be positive; got {getattr(config, field)}")
+    if config.scaled_targets and config.method in WITHOUT_CREDIT_NET:
+        raise ValueError(
+            f"scaled_targets does nothing with method {config.method}, whose net predicts no credit"
+        )
     for field in ("terminal_weight", "bridge_weight", "layers_per_step"):
         if getattr(config, field) < 0:
             raise ValueError(f"{field} must not be negative; got {getattr(config, field)}")

@@ -15,6 +15,8 @@ from assay.engines.credit.firewall import View
 from assay.engines.credit.net import Net, Trajectory
 from assay.engines.credit.surrogates import normalised
 
+MEASURING = 1 << 40
+"""Added to a generator's seed while its estimator is measured."""
 LEAST = 1e-12
 """Samples whose true costate is shorter have no direction, and are left out and counted."""
 
@@ -37,17 +39,18 @@ class Measured:
 
 
 @contextmanager
-def in_float64(estimator: Estimator, seed: int = 0) -> Iterator[Estimator]:
+def in_float64(estimator: Estimator) -> Iterator[Estimator]:
     """The estimator in float64, with other random numbers; afterwards it is as it was, bit for bit.
+
+    What each run draws meanwhile depends on its own generator's seed alone.
 
     Args:
         estimator: In float32.
-        seed: Of what it draws meanwhile.
     """
     generators = estimator.setting.generators
     states = [g.get_state() for g in generators]
     for g in generators:
-        g.manual_seed(seed)
+        g.manual_seed(g.initial_seed() + MEASURING)
     estimator.to(torch.float64)
     try:
         yield estimator

@@ -65,8 +65,8 @@ def _net(split: str) -> dict[str, Metric]:
             says=f"Share of the most frequent label in the {split} part.", low=0.0, high=1.0
         ),
         f"{split}/update_cosine": _share(
-            f"Cosine of the update of encoder and blocks, as training makes it, with the true gradient "
-            f"of a held-out batch ({split}), in float64."
+            "Cosine of the local gradients of encoder and blocks, before clipping and the optimizer, with "
+            f"the true gradient of a held-out batch ({split}), in float64."
         ),
     }
 

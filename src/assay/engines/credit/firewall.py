@@ -7,6 +7,7 @@ anything inside the estimator's own net. Everything else is declared, and a meth
     tail-jvp        forward-mode derivatives of those losses
     feedback-chain  reverse mode through a block whose matrices are replaced by others
     block-vjp       reverse mode through one block (DNI)
+    weights         the net's own parameters, and forward passes with them
     oracle          reverse mode through all: the true costates
 
 The view's net multiplies by `Guarded`, whose backward raises, so that reverse mode through any
@@ -24,9 +25,9 @@ from torch.autograd.function import once_differentiable
 from assay.core.errors import AssayError
 from assay.engines.credit.net import MATRICES, Matmul, Net, Trajectory, block_forward
 
-Derivative = Literal["tail", "tail-jvp", "feedback-chain", "block-vjp", "oracle"]
+Derivative = Literal["tail", "tail-jvp", "feedback-chain", "block-vjp", "weights", "oracle"]
 DERIVATIVES: frozenset[Derivative] = frozenset(
-    ("tail", "tail-jvp", "feedback-chain", "block-vjp", "oracle")
+    ("tail", "tail-jvp", "feedback-chain", "block-vjp", "weights", "oracle")
 )
 
 
@@ -107,7 +108,7 @@ class View:
             return lambda h, weight: Guarded.apply(h, weight, who, index)
 
         self.shape = net.shape
-        self.net = replace(net, matmul=guarded)
+        self._guarded = replace(net, matmul=guarded)
         self._who = who
         self._declared = declared
         # What only the declared methods below may use.
@@ -121,11 +122,19 @@ class View:
                 "what it rests on."
             )
 
+    @property
+    def net(self) -> Net:
+        """The net, whose reverse mode is barred."""
+        self._need("weights")
+        return self._guarded
+
     def blocks(self, h_SLBD: Tensor) -> Tensor:
         """h_1 … h_L that each block makes of a given input of its own."""
         self._need("tail")
         with torch.no_grad():
-            return torch.stack([self.net.block(i, h) for i, h in enumerate(h_SLBD.unbind(1))], 1)
+            return torch.stack(
+                [self._guarded.block(i, h) for i, h in enumerate(h_SLBD.unbind(1))], 1
+            )
 
     def tail(self, layers: Sequence[int], states: Sequence[Tensor], y: Tensor) -> Tensor:
         """Losses of states put in at several layers, in one sweep through the net.
@@ -140,7 +149,7 @@ class View:
         """
         self._need("tail")
         with torch.no_grad():
-            return _sweep(self.net, layers, states, y)
+            return _sweep(self._guarded, layers, states, y)
 
     def tail_jvp(
         self, layers: Sequence[int], states: Sequence[Tensor], tangents: Sequence[Tensor], y: Tensor
@@ -151,7 +160,7 @@ class View:
         at = tuple(state.contiguous() for state in states)
         with torch.no_grad():
             change = torch.func.jvp(
-                lambda *given: _sweep(self.net, layers, given, y), at, tuple(tangents)
+                lambda *given: _sweep(self._guarded, layers, given, y), at, tuple(tangents)
             )[1]
         return change
 
@@ -159,14 +168,14 @@ class View:
         """Losses [S, B] where noise is added to h_0 … h_{L - 1}, each where it arises."""
         self._need("tail")
         with torch.no_grad():
-            return _with_noise(self.net, trajectory, noise_SLBD)
+            return _with_noise(self._guarded, trajectory, noise_SLBD)
 
     def perturbed_jvp(self, trajectory: Trajectory, tangent_SLBD: Tensor) -> Tensor:
         """Derivative [S, B] of each loss along a tangent of h_0 … h_{L - 1} together."""
         self._need("tail-jvp")
         with torch.no_grad():
             change = torch.func.jvp(
-                lambda noise: _with_noise(self.net, trajectory, noise),
+                lambda noise: _with_noise(self._guarded, trajectory, noise),
                 (torch.zeros_like(tangent_SLBD),),
                 (tangent_SLBD,),
             )[1]
@@ -175,8 +184,10 @@ class View:
     def loss_at(self, trajectory: Trajectory, change: Mapping[str, Tensor]) -> Tensor:
         """Mean loss [S] of the batch where the parameters are changed by so much."""
         self._need("tail")
-        moved = {name: self.net.parameters[name] + value for name, value in change.items()}
-        return self.net.having(moved).trajectory(trajectory.x_SBI, trajectory.y).loss_SB.mean(1)
+        moved = {name: self._guarded.parameters[name] + value for name, value in change.items()}
+        return (
+            self._guarded.having(moved).trajectory(trajectory.x_SBI, trajectory.y).loss_SB.mean(1)
+        )
 
     def feedback_vjp(
         self, index: int, h_SRD: Tensor, credit_SRD: Tensor, feedback: Mapping[str, Tensor]

@@ -18,7 +18,7 @@ from assay.engines.credit.exploit import Batch, Rule
 from assay.engines.credit.firewall import View
 from assay.engines.credit.loop import compute
 from assay.engines.credit.surrogates import gradients
-from assay.engines.credit.train import Training, state_bytes
+from assay.engines.credit.train import Training, scores, state_bytes
 
 LOCAL_STEPS = 5
 
@@ -67,7 +67,10 @@ class Frozen(Training):
         self.step += 1
 
     def measured(self, split: str) -> list[dict[str, float]]:
-        """The same as online, and at the end what the credit can be used for."""
+        """The same as online once the estimator learns, and at the end what its credit can be used for."""
+        if self.step <= self.net_steps:
+            scored = scores(self.net, [d.val if split == "val" else d.test for d in self.data])
+            return [{f"{split}/{name}": v for name, v in each.items()} for each in scored]
         found = super().measured(split)
         if split == "test":
             for values, more in zip(found, self.exploited(), strict=True):

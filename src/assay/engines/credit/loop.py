@@ -63,7 +63,7 @@ def compute(
     """
     check_cohort(configs, contexts, stackable)
     size = together(state_bytes)
-    with _one_thread():
+    with one_thread():
         for first in range(0, len(configs), size):
             part = slice(first, first + size)
             if not _to_the_end(begin(configs[part], contexts[part])):
@@ -94,7 +94,7 @@ def _to_the_end(work: Work) -> bool:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Torch on the calling thread: a second changes last bits with the size of a cohort."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

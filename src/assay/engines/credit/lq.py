@@ -116,11 +116,7 @@ class Toy:
 
     def restore(self) -> None:
         """Go on from checkpoints, where there are any."""
-        for run_, context in enumerate(self.contexts):
-            found = context.load_checkpoint()
-            if found is not None:
-                self.step = found[0] - 1
-                self.learners.load(run_, found[1])
+        self.step = self.learners.restore(self.contexts)
 
     def finish(self, seconds_per_step: float) -> None:
         """Final values."""

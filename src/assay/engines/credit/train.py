@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from assay.core.engine import RunContext
+from assay.core.errors import ConfigError
 from assay.engines.credit import data as data_module
 from assay.engines.credit import diagnostics, exploit
 from assay.engines.credit.cohort import begin, generator
@@ -21,6 +22,7 @@ from assay.engines.credit.optim import clip_each
 from assay.engines.credit.surrogates import cosine, gradients, normalised
 
 WARMUP_STREAM, ORDER_STREAM, LAST_STREAM = 2, 3, 4
+AUGMENT_STREAM = 1 << 32
 ROWS = 4096
 
 
@@ -53,6 +55,10 @@ class Training:
             data_module.load(config, context.data_dir, context.seeds["data"])
             for config, context in zip(configs, contexts, strict=True)
         ]
+        if self.config.augment and self.data[0].image is None:
+            raise ConfigError(
+                f"augment needs colour images, [N, height, width, 3]; those of {self.config.data!r} are not."
+            )
         self.shape = shape_of(self.config, self.data[0])
         seeds = [context.seeds["init"] for context in contexts]
         self.learners = begin(
@@ -94,11 +100,7 @@ class Training:
 
     def restore(self) -> None:
         """Go on from checkpoints, where there are any."""
-        for run, context in enumerate(self.contexts):
-            found = context.load_checkpoint()
-            if found is not None:
-                self.step = found[0] - 1
-                self.learners.load(run, found[1])
+        self.step = self.learners.restore(self.contexts)
 
     def save(self) -> None:
         """Checkpoints of all runs; the row of this step is logged by now."""
@@ -113,7 +115,8 @@ class Training:
             x = d.train.x_NI[chosen]
             if self.config.augment:
                 assert d.image is not None
-                x = data_module.augmented(x, d.image, generator(order.seed, 10 + self.step))
+                stream = AUGMENT_STREAM + self.step
+                x = data_module.augmented(x, d.image, generator(order.seed, stream))
             xs.append(x)
             ys.append(d.train.y_N[chosen])
         return torch.stack(xs), torch.stack(ys)
@@ -200,20 +203,18 @@ class Training:
         ]
 
     def update_cosine(self, batch: exploit.Batch) -> Tensor:
-        """Cosine of the blocks' update, as it is made in training, with the true gradient; [S]."""
+        """Cosine of the local gradients of encoder and blocks with the true gradient; [S]."""
         exact = self.net.to(torch.float64)
         wide = exploit.Batch(batch.x_SBI.double(), batch.y)
         trajectory = exact.trajectory(wide.x_SBI, wide.y)
+        rule = exploit.Rule(
+            normalise=self.config.normalise,
+            surrogate=self.config.surrogate,
+            eta=self.config.target_eta,
+            last_SCD=self.last_feedback_SCD,
+        )
         with diagnostics.in_float64(self.learners.estimator) as estimator:
-            view = View(exact, estimator.name, estimator.derivatives)
-            own = estimator.parameter_gradients(trajectory, view)
-            rule = exploit.Rule(
-                normalise=self.config.normalise,
-                surrogate=self.config.surrogate,
-                eta=self.config.target_eta,
-                last_SCD=self.last_feedback_SCD,
-            )
-            ours = own or exploit.update(exact, estimator, wide, rule)
+            ours = exploit.update(exact, estimator, wide, rule)
         truth = gradients(exact, trajectory, exact.costates(trajectory))
         return cosine(ours, {name: truth[name] for name in ours})
 

@@ -99,6 +99,8 @@ class FeedbackAlignment(Estimator):
 class SignSymmetric(FeedbackAlignment):
     """Uniform sign-symmetric feedback (Liao et al. 2016): signs of the matrices, one size for each."""
 
+    derivatives: ClassVar[frozenset[Derivative]] = frozenset({"feedback-chain", "weights"})
+
     def matrices(self, view: View) -> dict[str, Tensor]:
         """sign(W) times the root mean square of W."""
         own = {name: view.net.parameters[name] for name in self.feedback}

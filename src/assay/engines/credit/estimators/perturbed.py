@@ -201,7 +201,7 @@ class WeightPerturbation(Estimator):
     The head is left to its own gradient, as with all others.
     """
 
-    derivatives: ClassVar[frozenset[Derivative]] = frozenset({"tail"})
+    derivatives: ClassVar[frozenset[Derivative]] = frozenset({"tail", "weights"})
 
     def credit(self, trajectory: Trajectory, view: View) -> Tensor:
         """0: its gradient goes straight to the weights."""
