@@ -194,7 +194,7 @@ def test_data_of_ones_own(project):
     [
         (("train", "new", "--method", "dfb"), "method must be one of bp"),
         (("train", "new", "--method", "nowhere:Mine"), "can be imported"),
-        (("train", "new", "--seeds", "0,a"), "--seeds takes whole numbers with commas, such as 0,1,2; got '0,a'"),
+        (("train", "new", "--seeds", "0,a"), "--seeds takes seeds with commas, such as 0,1,2; got '0,a'"),
         (("train", "new", "--seeds", "1,1"), "different ones"),
         (("train", "new", "--seeds=-1"), "different ones from 0"),
         (("train", "new", "--set", "batches=3"), "Did you mean 'batch'"),

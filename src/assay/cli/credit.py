@@ -77,7 +77,7 @@ class What:
     @cached_property
     def chosen(self) -> list[int]:
         """The seeds."""
-        found = numbers("--seeds", self.seeds, "0,1,2")
+        found = numbers("--seeds", self.seeds, "seeds", "0,1,2")
         if len(set(found)) != len(found) or min(found) < 0:
             raise ConfigError(f"--seeds takes different ones from 0; got {self.seeds!r}.")
         return found

@@ -60,19 +60,20 @@ def checked(config: type[T], values: Mapping[str, Any], *, listing: str) -> T:
         raise ConfigError(f"{error} `{listing}` describes them.") from error
 
 
-def numbers(option: str, text: str, example: str) -> list[int]:
+def numbers(option: str, text: str, what: str, example: str) -> list[int]:
     """Whole numbers with commas.
 
     Args:
         option: Which takes them.
         text: As given.
+        what: They are.
         example: What to write, told with an error.
     """
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise ConfigError(
-            f"{option} takes whole numbers with commas, such as {example}; got {text!r}."
+            f"{option} takes {what} with commas, such as {example}; got {text!r}."
         ) from error
 
 

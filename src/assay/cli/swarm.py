@@ -73,7 +73,7 @@ class What:
     def config(self) -> SwarmConfig:
         """All of it, checked."""
         values: dict[str, Any] = {
-            "tiers": numbers("--clients", self.clients, "0,1,1,1"),
+            "tiers": numbers("--clients", self.clients, "tiers", "0,1,1,1"),
             "steps": self.steps,
             "model": self.model,
         }
@@ -225,7 +225,7 @@ def export_tiers(run: Path, out: Path, *, tiers: str = "0,1,2") -> None:
         tiers: Which, with commas.
     """
     config = _read_config(run)
-    _export(run, config, numbers("--tiers", tiers, "0,1,2"), out)
+    _export(run, config, numbers("--tiers", tiers, "tiers", "0,1,2"), out)
     Output().print(f"wrote tiers {tiers} to {out}")
 
 
