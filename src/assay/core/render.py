@@ -17,8 +17,9 @@ def number(value: float | None) -> str:
         return NONE
     if not math.isfinite(value):
         return str(value)
-    if value == int(value) and abs(value) < 1e9:
-        return f"{int(value):,}"
+    # What a sum of equal numbers is off by is no digit of theirs.
+    if abs(value - round(value)) <= 1e-12 * abs(value) and abs(value) < 1e9:
+        return f"{round(value):,}"
     if abs(value) < 0.001 or abs(value) >= 1e6:
         return f"{value:.4g}"
     digits = max(1, 3 - math.floor(math.log10(abs(value))))
