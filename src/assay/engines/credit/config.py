@@ -183,6 +183,9 @@ class FrozenConfig(TrainConfig):
     """How many such batches, each with a second to choose on and a third to report on."""
     exploit_lr: float = 1e-3
     """Step size of the five local steps."""
+    exploit_anew: bool = True
+    """Whether each of the five takes credit anew, where the step before has led; else all take that
+    of the first, for the same inputs of each block."""
     clamp: float = 0.0
     """Largest size of an element of a gradient in the five local steps; 0 is none."""
     negated: bool = False
@@ -196,6 +199,11 @@ class FrozenConfig(TrainConfig):
                 raise ValueError(
                     f"{name} is of online training and would do nothing here; got {getattr(self, name)!r}"
                 )
+        if self.surrogate == "target-shift" and self.exploit_anew:
+            raise ValueError(
+                "a first step of target-shift is the inner product's times target_eta, so with credit anew "
+                "all five are; take exploit_anew = false"
+            )
         if self.clamp < 0:
             raise ValueError(f"clamp must not be negative; got {self.clamp}")
 

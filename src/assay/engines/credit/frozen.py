@@ -102,7 +102,13 @@ class Frozen(Training):
             sign=sign,
         )
         after = exploit.after_steps(
-            self.net, estimator, same, rule, steps=LOCAL_STEPS, eta=config.exploit_lr
+            self.net,
+            estimator,
+            same,
+            rule,
+            steps=LOCAL_STEPS,
+            eta=config.exploit_lr,
+            anew=config.exploit_anew,
         )
         found = {
             f"exploit/steps_{name}_nats": exploit.loss(after, batch) - exploit.loss(self.net, batch)
