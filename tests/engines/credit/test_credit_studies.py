@@ -1,0 +1,70 @@
+"""The studies in `studies/credit`: each is valid at every scale, and starts at the largest."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from credit_helpers import Context
+
+from assay.core.config import build
+from assay.core.plan import expand
+from assay.core.study import load_scales, load_study
+from assay.engines.credit import frozen, lq, train
+from assay.engines.credit.cohort import check_cohort
+
+STUDIES = sorted((Path(__file__).parents[3] / "studies" / "credit").glob("*.toml"))
+WORK = {"train": train.Training, "frozen": frozen.Frozen, "lq": lq.Toy}
+SCALES = [(path, scale) for path in STUDIES for scale in (None, *load_scales(path))]
+
+
+def cohorts(study):
+    """Cohort → configurations of its runs."""
+    found = {}
+    for planned in expand(study):
+        config = build(study.task.config, planned.config, where=planned.arm)
+        found.setdefault(planned.cohort, []).append(config)
+    return found
+
+
+@pytest.mark.parametrize(("path", "scale"), SCALES, ids=lambda value: getattr(value, "stem", value))
+def test_a_study_is_valid_at_every_scale(path, scale):
+    """Its configurations can be built, and those of a cohort can be stacked."""
+    study = load_study(path, scale)
+    assert study.claims
+    assert study.table.scale
+    for configs in cohorts(study).values():
+        check_cohort(configs, [Context()], study.task.stackable)
+
+
+def test_every_study_has_a_smoke_and_a_full_scale():
+    """And comparisons are judged on three seeds at least, but for the smoke runs."""
+    for path in STUDIES:
+        assert {"smoke", "full"} <= set(load_scales(path))
+        for scale in (None, "full"):
+            assert len(load_study(path, scale).seeds) >= 1
+            assert len({tuple(p.seeds.items()) for p in expand(load_study(path, scale))}) >= 3
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_full_scale_starts(path):
+    """One step of every method and depth, on the study's images where there is a data folder."""
+    study = load_study(path, "full")
+    context, seen = Context(), set()
+    context.data_dir = Path(os.environ["ASSAY_DATA"]) if "ASSAY_DATA" in os.environ else None
+    for configs in cohorts(study).values():
+        config = configs[0]
+        if (config.method, config.depth) in seen:
+            continue
+        seen.add((config.method, config.depth))
+        if context.data_dir is None and getattr(config, "data", "ladder") != "ladder":
+            # The nets and batches are those of the study all the same.
+            config = replace(config, data="digits", train_size=0, augment=False)
+            if hasattr(config, "exploit_batch"):
+                config = replace(config, exploit_batch=64)
+        work = WORK[study.task.name]([config], [context])
+        work.advance()
+        assert work.step == 1
+        assert work.loss_S.isfinite().all()
