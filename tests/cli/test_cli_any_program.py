@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -136,3 +138,34 @@ def test_tensorboard_folder_is_collected(project):
     (run,) = project.json("ls", "scratch")
     (metric,) = project.json("show", run["id"])["metrics"]
     assert (metric["name"], metric["value"], metric["last_step"]) == ("loss", 0.5, 3)
+
+
+ORPHAN = """
+import os, subprocess, time
+from assay.core import program
+
+class Slow:
+    def __init__(self, *_, **__):
+        self.library = library(None)
+    def prctl(self, *words):
+        time.sleep(1)
+        return self.library.prctl(*words)
+
+library = program.ctypes.CDLL
+program.ctypes.CDLL = Slow
+print("ready", flush=True)
+subprocess.Popen(["sleep", "60"], preexec_fn=program._dies_with_parent())
+"""
+
+
+def test_a_program_whose_recorder_died_first_ends_too(project):
+    """Killed between the fork and the program's wish to die with it, the recorder is missed all the same."""
+    recorder = subprocess.Popen(
+        [sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, env=project.environment()
+    )
+    assert recorder.stdout.readline() == b"ready\n"
+    wait_for(lambda: len(workers(project)) == 2)
+    recorder.kill()
+    recorder.wait()
+    recorder.stdout.close()
+    wait_for(lambda: not workers(project), 20)

@@ -134,9 +134,13 @@ def _dies_with_parent() -> Callable[[], None] | None:
     if sys.platform != "linux":
         return None
     prctl = ctypes.CDLL(None, use_errno=True).prctl
+    recorder = os.getpid()
 
     def ask() -> None:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        # Killed between the fork and this line, the recorder would never be missed.
+        if os.getppid() != recorder:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     return ask
 
