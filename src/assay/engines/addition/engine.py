@@ -92,16 +92,10 @@ def _fingerprint(
 
 
 def _environment() -> dict[str, str]:
-    import torch
-
+    from assay.engines import facts
     from assay.engines.addition import fused
 
-    return {
-        "torch": torch.__version__,
-        "cpu capability": torch.backends.cpu.get_cpu_capability(),
-        "mkl": "yes" if torch.backends.mkl.is_available() else "no",
-        "kernel": fused.describe(),
-    }
+    return {**facts.of_torch(), "kernel": fused.describe()}
 
 
 ENGINE = Engine(

@@ -1,6 +1,6 @@
 """The runs of a cohort, stacked: nets, optimizer, estimator, and what they are saved as."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import safetensors.torch
@@ -51,14 +51,19 @@ class Learners:
             f"{part}.{name}": value for part, each in parts.items() for name, value in each.items()
         }
 
-    def dump(self, run: int, also: Mapping[str, float] | None = None) -> bytes:
+    def dump(self, run: int) -> bytes:
         """One run's part of it."""
         tensors = {
             name: (value[run] if value.dim() else value).clone().contiguous()
             for name, value in self.state().items()
         }
         tensors["generator"] = self.generators[run].get_state()
-        return safetensors.torch.save(tensors, {k: repr(v) for k, v in (also or {}).items()})
+        return safetensors.torch.save(tensors)
+
+    def save(self, contexts: Sequence[RunContext], step: int) -> None:
+        """Checkpoints of all runs after a step, whose row is logged by now."""
+        for run, context in enumerate(contexts):
+            context.save_checkpoint(step + 1, self.dump(run))
 
     def restore(self, contexts: Sequence[RunContext]) -> int:
         """Go on from checkpoints, where there are any; returns how many steps are done.

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from assay.core.engine import Engine, Metric, RunContext, Task
+from assay.core.engine import CohortFunction, Engine, Metric, RunContext, Task
+from assay.engines import facts
 from assay.engines.credit.config import (
     LQ_STACKABLE,
     STACKABLE,
@@ -160,45 +161,30 @@ def _check(configs: Sequence[TrainConfig], data_dir: Path | None) -> None:
             locate(name, data_dir)
 
 
-def _environment() -> dict[str, str]:
-    import torch
-
-    return {
-        "torch": torch.__version__,
-        "cpu capability": torch.backends.cpu.get_cpu_capability(),
-        "mkl": "yes" if torch.backends.mkl.is_available() else "no",
-    }
+def _of_nets(
+    name: str, config: type[TrainConfig], metrics: Mapping[str, Metric], run: CohortFunction
+) -> Task:
+    """A task whose nets learn from data: what `train` and `frozen` have in common."""
+    return Task(
+        name=name,
+        config=config,
+        seeds=("init", "data"),
+        metrics=metrics,
+        run=run,
+        stackable=STACKABLE,
+        budget=("epochs",),
+        check=_check,
+        fingerprint=_fingerprint,
+        environment=facts.of_torch,
+        max_threads=1,
+    )
 
 
 ENGINE = Engine(
     name="credit",
     tasks={
-        "train": Task(
-            name="train",
-            config=TrainConfig,
-            seeds=("init", "data"),
-            metrics=ONLINE,
-            run=_train,
-            stackable=STACKABLE,
-            budget=("epochs",),
-            check=_check,
-            fingerprint=_fingerprint,
-            environment=_environment,
-            max_threads=1,
-        ),
-        "frozen": Task(
-            name="frozen",
-            config=FrozenConfig,
-            seeds=("init", "data"),
-            metrics=ONLINE | EXPLOIT,
-            run=_frozen,
-            stackable=STACKABLE,
-            budget=("epochs",),
-            check=_check,
-            fingerprint=_fingerprint,
-            environment=_environment,
-            max_threads=1,
-        ),
+        "train": _of_nets("train", TrainConfig, ONLINE, _train),
+        "frozen": _of_nets("frozen", FrozenConfig, ONLINE | EXPLOIT, _frozen),
         "lq": Task(
             name="lq",
             config=LqConfig,
@@ -208,7 +194,7 @@ ENGINE = Engine(
             stackable=LQ_STACKABLE,
             budget=("steps",),
             fingerprint=_drawn,
-            environment=_environment,
+            environment=facts.of_torch,
             max_threads=1,
         ),
     },

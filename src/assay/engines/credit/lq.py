@@ -13,6 +13,7 @@ from assay.engines.credit.config import LQ_STACKABLE, LqConfig
 from assay.engines.credit.firewall import View
 from assay.engines.credit.loop import compute
 from assay.engines.credit.net import Shape
+from assay.engines.credit.optim import cosine_pace
 
 HELD_STREAM, BATCH_STREAM = 5, 6
 
@@ -80,11 +81,8 @@ class Toy:
         trajectory = learners.net.trajectory(x, y)
         estimator = learners.estimator
         view = View(learners.net, estimator.name, estimator.derivatives)
-        estimator.pace = (
-            (1 + math.cos(math.pi * self.step / self.steps)) / 2
-            if config.schedule == "cosine"
-            else 1.0
-        )
+        if config.schedule == "cosine":
+            estimator.pace = cosine_pace(self.step, self.steps)
         for _ in range(config.est_steps):
             self.fit = estimator.fit_step(trajectory, view)
         self.loss_S = trajectory.loss_SB.mean(1)
@@ -111,8 +109,7 @@ class Toy:
 
     def save(self) -> None:
         """Checkpoints of all runs."""
-        for run_, context in enumerate(self.contexts):
-            context.save_checkpoint(self.step + 1, self.learners.dump(run_))
+        self.learners.save(self.contexts, self.step)
 
     def restore(self) -> None:
         """Go on from checkpoints, where there are any."""

@@ -53,7 +53,7 @@ class Optimizer:
         self.state["steps"] += 1
         taken = float(self.state["steps"])
         for name, value in self.parameters.items():
-            lr = lr_S.view(-1, *[1] * (value.dim() - 1))
+            lr = beside(lr_S, value)
             if self.decay_S is not None and name.rpartition(".")[2] != "bias":
                 value.mul_(1 - lr * self.decay_S.view_as(lr))
             if self.kind == "adam":
@@ -71,6 +71,23 @@ class Optimizer:
         value.addcdiv_(first, root, value=-1 / (1 - one**taken))
 
 
+def cosine_pace(step: int, steps: int) -> float:
+    """Factor on a learning rate that falls from 1 to 0 as a cosine."""
+    return (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def beside(value: Tensor, tensor: Tensor) -> Tensor:
+    """A number for each run (and block), with as many axes as a tensor whose first axes these are."""
+    return value.view(*value.shape, *[1] * (tensor.dim() - value.dim()))
+
+
+def square_length(gradients: Mapping[str, Tensor], axes: int = 1) -> Tensor:
+    """Squared length over all tensors together, of each run, or with two axes of each block of it."""
+    square = sum(g.flatten(axes).square().sum(-1) for g in gradients.values())
+    assert isinstance(square, Tensor)
+    return square
+
+
 def clip_each(gradients: Mapping[str, Tensor], most: float, axes: int) -> dict[str, Tensor]:
     """Shorten gradients whose norm, over all tensors together, is above a limit.
 
@@ -79,10 +96,5 @@ def clip_each(gradients: Mapping[str, Tensor], most: float, axes: int) -> dict[s
         most: The limit.
         axes: Leading axes that are kept apart: 1 for each run, 2 for each block of each run.
     """
-    square = sum(g.flatten(axes).square().sum(-1) for g in gradients.values())
-    assert isinstance(square, Tensor)
-    factor = (most / (square.sqrt() + 1e-12)).clamp(max=1.0)
-    return {
-        name: g * factor.view(*factor.shape, *[1] * (g.dim() - axes))
-        for name, g in gradients.items()
-    }
+    factor = (most / (square_length(gradients, axes).sqrt() + 1e-12)).clamp(max=1.0)
+    return {name: g * beside(factor, g) for name, g in gradients.items()}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from assay.engines.credit.net import Net, Trajectory, block_gradient, slope
+from assay.engines.credit.optim import square_length
 
 Surrogate = Literal["inner", "target-shift", "cosine"]
 Normalise = Literal["none", "per-layer", "per-sample"]
@@ -30,6 +31,14 @@ def normalised(credit_SLBD: Tensor, how: Normalise) -> Tensor:
     axes = (-1,) if how == "per-sample" else (-2, -1)
     rms = credit_SLBD.square().mean(axes, keepdim=True).sqrt()
     return credit_SLBD / (rms + SMALL)
+
+
+def with_last(guessed_SLBD: Tensor, trajectory: Trajectory, last_SCD: Tensor | None) -> Tensor:
+    """Credit of h_0 … h_L: the guess, and that of h_L, exact or by random feedback of the error."""
+    last = trajectory.last_SBD
+    if last_SCD is not None:
+        last = torch.bmm(trajectory.error_SBC, last_SCD.to(last.dtype))
+    return torch.cat([guessed_SLBD, last.unsqueeze(1)], 1)
 
 
 def toward(
@@ -125,6 +134,5 @@ def _head(net: Net, trajectory: Trajectory, *, again: bool) -> dict[str, Tensor]
 def cosine(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:
     """Cosine of two gradients of all parameters, for each run; [S]."""
     inner = sum((one[name] * other[name]).flatten(1).sum(-1) for name in one)
-    lengths = [sum(g.flatten(1).square().sum(-1) for g in each.values()) for each in (one, other)]
     assert isinstance(inner, Tensor)
-    return inner / torch.stack([torch.as_tensor(n) for n in lengths]).prod(0).sqrt()
+    return inner / (square_length(one) * square_length(other)).sqrt()

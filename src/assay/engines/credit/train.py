@@ -18,8 +18,8 @@ from assay.engines.credit.estimators.fixed import DirectFeedback
 from assay.engines.credit.firewall import View
 from assay.engines.credit.loop import compute
 from assay.engines.credit.net import Net, Shape, Trajectory, count
-from assay.engines.credit.optim import clip_each
-from assay.engines.credit.surrogates import cosine, gradients, normalised
+from assay.engines.credit.optim import beside, clip_each, cosine_pace
+from assay.engines.credit.surrogates import cosine, gradients, normalised, with_last
 
 WARMUP_STREAM, ORDER_STREAM, LAST_STREAM = 2, 3, 4
 AUGMENT_STREAM = 1 << 32
@@ -103,9 +103,8 @@ class Training:
         self.step = self.learners.restore(self.contexts)
 
     def save(self) -> None:
-        """Checkpoints of all runs; the row of this step is logged by now."""
-        for run, context in enumerate(self.contexts):
-            context.save_checkpoint(self.step + 1, self.learners.dump(run))
+        """Checkpoints of all runs."""
+        self.learners.save(self.contexts, self.step)
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Inputs [S, B, I] and labels [S, B] of the next step."""
@@ -136,8 +135,7 @@ class Training:
                 net, trajectory, credit, config.surrogate, config.target_eta, again=number > 0
             )
             for name, g in own.items():
-                warm = is_warming.view(-1, *[1] * (g.dim() - 1))
-                found[name] = torch.where(warm, found[name], g)
+                found[name] = torch.where(beside(is_warming, g), found[name], g)
             self.update(found)
         self.loss_S = trajectory.loss_SB.mean(1)
         self.step += 1
@@ -153,10 +151,8 @@ class Training:
         if is_warming.any():
             warm = self.warm.credit(trajectory, view)
             guessed = torch.where(is_warming.view(-1, 1, 1, 1), warm, guessed)
-        last = trajectory.last_SBD
-        if self.last_feedback_SCD is not None:
-            last = torch.bmm(trajectory.error_SBC, self.last_feedback_SCD)
-        return normalised(torch.cat([guessed, last.unsqueeze(1)], 1), self.config.normalise)
+        whole = with_last(guessed, trajectory, self.last_feedback_SCD)
+        return normalised(whole, self.config.normalise)
 
     def update(self, found: dict[str, Tensor]) -> None:
         """Clip, and advance the nets."""
@@ -164,7 +160,7 @@ class Training:
             found = clipped(found, self.config.clip)
         lr_S = self.lr_S
         if self.config.schedule == "cosine":
-            lr_S = lr_S * (1 + math.cos(math.pi * self.step / self.net_steps)) / 2
+            lr_S = lr_S * cosine_pace(self.step, self.net_steps)
         self.learners.optimizer.step(found, lr_S)
 
     def at_evaluation(self) -> bool:

@@ -9,7 +9,7 @@ from assay.engines.credit.estimators.base import Estimator, Setting
 from assay.engines.credit.estimators.mlp import Learner, Mlp, mean_square
 from assay.engines.credit.firewall import Derivative, View
 from assay.engines.credit.net import Net, Trajectory
-from assay.engines.credit.optim import Optimizer
+from assay.engines.credit.optim import Optimizer, beside
 
 FORWARD: frozenset[Derivative] = frozenset({"tail", "tail-jvp"})
 
@@ -215,22 +215,14 @@ class WeightPerturbation(Estimator):
         u = {name: self.setting.randn(*w.shape[1:]).to(w.dtype) for name, w in own.items()}
         least = trajectory.h_SLBD.new_tensor(1e-3)
         size = {
-            name: w.square()
-            .flatten(1)
-            .mean(1)
-            .sqrt()
-            .clamp_min(least)
-            .view(-1, *[1] * (w.dim() - 1))
+            name: beside(w.square().flatten(1).mean(1).sqrt().clamp_min(least), w)
             for name, w in own.items()
         }
         moved = {name: step * size[name] * u[name] for name in own}
         up = view.loss_at(trajectory, moved)
         down = view.loss_at(trajectory, {name: -m for name, m in moved.items()})
         slope = (up - down) / (2 * step)
-        return {
-            name: slope.view(-1, *[1] * (w.dim() - 1)) * u[name] / size[name]
-            for name, w in own.items()
-        }
+        return {name: beside(slope, w) * u[name] / size[name] for name, w in own.items()}
 
 
 def _hidden(net: Net) -> dict[str, Tensor]:
