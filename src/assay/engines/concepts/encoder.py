@@ -1,0 +1,209 @@
+"""The encoder: C learned slots read the tokens of a text, layer by layer."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, initialization
+from transformers.utils.generic import ModelOutput
+
+from assay.core.errors import ConfigError
+from assay.engines.concepts.configuration import ConceptConfig
+from assay.engines.concepts.layers import Attention, GatedFeedForward, TokenEmbedding, norm, waves
+
+
+class ConceptLayer(nn.Module):
+    """Slots read the tokens, then one another, then each is computed by itself.
+
+    Only what asks is normalised; the tokens are read as they are, and stay as they are unless the
+    layer is bidirectional: then they read the slots, by weights of their own.
+
+    Args:
+        config: Sizes.
+    """
+
+    def __init__(self, config: ConceptConfig) -> None:
+        super().__init__()
+        self.read_norm, self.read = norm(config), Attention(config)
+        self.mix_norm, self.mix = norm(config), Attention(config)
+        self.feed_norm, self.feed = norm(config), GatedFeedForward(config)
+        self.answer_norm = norm(config) if config.bidirectional else None
+        self.answer = Attention(config) if config.bidirectional else None
+
+    def forward(
+        self, concepts_BCH: Tensor, tokens_BNH: Tensor, mask_BN: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Slots and tokens after this layer."""
+        c, t = concepts_BCH, tokens_BNH
+        c = c + self.read(self.read_norm(c), t, mask_BN)
+        if self.answer is not None and self.answer_norm is not None:
+            t = t + self.answer(self.answer_norm(t), c)
+        normed = self.mix_norm(c)
+        c = c + self.mix(normed, normed)
+        return c + self.feed(self.feed_norm(c)), t
+
+
+@dataclass
+class ConceptOutput(ModelOutput):
+    """What the encoder gives.
+
+    Attributes:
+        last_hidden_state: Concepts [B, C, H].
+        hidden_states: Concepts after each layer, before the last norm, the slots first; if asked for.
+        attentions: How slots read the tokens in each layer, [B, heads, C, N]; if asked for.
+    """
+
+    last_hidden_state: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class ConceptPreTrainedModel(PreTrainedModel):
+    """First weights, loading and saving of all models of this package."""
+
+    config: ConceptConfig
+    config_class = ConceptConfig
+    base_model_prefix = "encoder"
+    main_input_name = "input_ids"
+    _supports_sdpa = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """First weights: normal, biases 0; parts that say so begin as they say.
+
+        The library's own rule would draw every linear layer anew, gates that must begin at 0 too, and
+        would not touch parameters that stand alone.
+        """
+        own = getattr(module, "first_weights", None)
+        if own is not None:
+            own(self.config.initializer_range)
+        elif isinstance(module, nn.Linear | nn.Embedding):
+            zero = getattr(module, "begins_at_zero", False)
+            std = 0.0 if zero else self.config.initializer_range
+            initialization.normal_(module.weight, mean=0.0, std=std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                initialization.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
+            initialization.ones_(module.weight)
+            initialization.zeros_(module.bias)
+
+
+class Slots(nn.Module):
+    """C learned vectors from which every text's concepts begin.
+
+    Args:
+        config: Sizes, and what is added to tell slots apart.
+    """
+
+    def __init__(self, config: ConceptConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.concept_num, config.hidden_size))
+        self.kind = config.concept_position_type
+        shape = (config.concept_num, config.hidden_size)
+        self.places = nn.Parameter(torch.empty(shape)) if self.kind == "learned" else None
+
+    def first_weights(self, std: float) -> None:
+        """Twice as wide as other weights, at most 1."""
+        initialization.normal_(self.weight, mean=0.0, std=min(2 * std, 1.0))
+        if self.places is not None:
+            initialization.normal_(self.places, mean=0.0, std=std)
+
+    def _waves(self) -> Tensor:
+        places = torch.arange(len(self.weight), device=self.weight.device)
+        return waves(places, self.weight.shape[1]).to(self.weight.dtype)
+
+    def forward(self) -> Tensor:
+        """[C, H]."""
+        if self.places is not None:
+            return self.weight + self.places
+        if self.kind == "sinusoidal":
+            return self.weight + self._waves()
+        return self.weight
+
+
+class ConceptModel(ConceptPreTrainedModel):
+    """A text as C concept vectors.
+
+    Args:
+        config: All settings.
+    """
+
+    def __init__(self, config: ConceptConfig) -> None:
+        super().__init__(config)
+        self.embedding = TokenEmbedding(config)
+        self.slots = Slots(config)
+        kinds = 1 if config.recursive else config.num_hidden_layers
+        self.layers = nn.ModuleList(ConceptLayer(config) for _ in range(kinds))
+        self.last_norm = norm(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """Of the tokens."""
+        return self.embedding.tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace them."""
+        assert isinstance(value, nn.Embedding)
+        self.embedding.tokens = value
+
+    def in_order(self) -> list[ConceptLayer]:
+        """Layers as they are applied; of the recursive encoder the one, as often as the settings say."""
+        layers: list[Any] = list(self.layers)
+        return layers * self.config.iterations if self.config.recursive else layers
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        **_: Any,
+    ) -> ConceptOutput:
+        """Concepts of texts.
+
+        Args:
+            input_ids: Tokens [B, N].
+            attention_mask: 1 where there is a token, 0 where the text is filled up, [B, N]; None: all.
+            output_hidden_states: Give those of every layer too.
+            output_attentions: Give how slots read; computes it a second time, so it is for analysis.
+
+        Raises:
+            ConfigError: A text is longer than the model has places, or has ids beyond the vocabulary.
+        """
+        check_ids(self.config, input_ids)
+        mask = None if attention_mask is None else attention_mask.bool()
+        tokens = self.embedding(input_ids)
+        concepts = self.slots().expand(len(input_ids), -1, -1)
+        states, reads = [concepts], []
+        for layer in self.in_order():
+            if output_attentions:
+                reads.append(layer.read.weights(layer.read_norm(concepts), tokens, mask))
+            concepts, tokens = layer(concepts, tokens, mask)
+            states.append(concepts)
+        return ConceptOutput(
+            last_hidden_state=self.last_norm(concepts),
+            hidden_states=tuple(states) if output_hidden_states else None,
+            attentions=tuple(reads) if output_attentions else None,
+        )
+
+
+def check_ids(config: ConceptConfig, ids_BN: Tensor) -> None:
+    """Texts must fit a model's places and vocabulary.
+
+    Raises:
+        ConfigError: They do not.
+    """
+    if ids_BN.shape[1] > config.max_position_embeddings:
+        raise ConfigError(
+            f"A text must have at most max_position_embeddings = {config.max_position_embeddings} tokens; got "
+            f"{ids_BN.shape[1]}. Cut it (truncation=True, max_length=…), or train a model with more places."
+        )
+    if torch.compiler.is_compiling():
+        return
+    if ids_BN.numel() and int(ids_BN.max()) >= config.vocab_size:
+        raise ConfigError(
+            f"Ids must be below vocab_size = {config.vocab_size}; got {int(ids_BN.max())}. The tokenizer is "
+            "not the one that the model was trained with: load it from the same checkpoint."
+        )

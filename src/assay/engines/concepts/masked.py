@@ -1,0 +1,231 @@
+"""Encoder and decoder together: hidden tokens are rebuilt from the concepts of a text."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.utils.generic import ModelOutput
+
+from assay.engines.concepts.configuration import ConceptConfig
+from assay.engines.concepts.decoders import decoder_of
+from assay.engines.concepts.encoder import ConceptModel, ConceptPreTrainedModel, check_ids
+from assay.engines.concepts.regularisers import REGULARISERS
+from assay.engines.concepts.weighting import LossWeights
+
+IGNORED = -100
+"""Label of a token that is not asked for."""
+LEAST_TIME = 0.1
+"""Times below it weigh like it under "clamped"."""
+
+
+@dataclass
+class MaskedOutput(ModelOutput):
+    """What the model gives.
+
+    Attributes:
+        loss: With labels: the task's loss, in training with the concept losses and their weights.
+        task_loss: Of the task alone, nats a token where `time_weight` is "none".
+        concept_losses: Name → concept loss, in training.
+        logits: [B, N, V] without labels, or if all are asked for; with labels those of the labelled
+            tokens alone, [labelled, V].
+        concepts: [B, C, H].
+    """
+
+    loss: Tensor | None = None
+    task_loss: Tensor | None = None
+    concept_losses: Mapping[str, Tensor] | None = None
+    logits: Tensor | None = None
+    concepts: Tensor | None = None
+
+
+class ConceptForMaskedLM(ConceptPreTrainedModel):
+    """Rebuilds tokens from concepts, by the decoder that the settings name.
+
+    Args:
+        config: All settings.
+    """
+
+    _tied_weights_keys = {"head.weight": "encoder.embedding.tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: ConceptConfig) -> None:
+        super().__init__(config)
+        self.encoder = ConceptModel(config)
+        self.decoder = decoder_of(config)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.loss_weights = LossWeights(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The last layer."""
+        return self.head
+
+    def set_output_embeddings(self, new: nn.Linear) -> None:
+        """Replace it."""
+        self.head = new
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        time: Tensor | None = None,
+        concepts: Tensor | None = None,
+        *,
+        output_logits: bool = False,
+        **_: Any,
+    ) -> MaskedOutput:
+        """Rebuild.
+
+        Args:
+            input_ids: What the encoder reads, [B, N].
+            attention_mask: Of it.
+            labels: Tokens to rebuild, -100 elsewhere; as long as what the decoder sees.
+            decoder_input_ids: What the decoder sees, [B, M]; by default what the encoder reads.
+            decoder_attention_mask: Of that.
+            time: Share of hidden tokens of each text [B], of the diffusion decoder.
+            concepts: In place of `input_ids`, with `decoder_input_ids`.
+            output_logits: Give the logits of all tokens also where there are labels.
+        """
+        if concepts is None:
+            if input_ids is None:
+                raise ValueError("give input_ids, or concepts and decoder_input_ids")
+            concepts = self.encoder(input_ids, attention_mask).last_hidden_state
+        if decoder_input_ids is None:
+            decoder_input_ids, decoder_attention_mask = input_ids, attention_mask
+        if decoder_input_ids is None:
+            raise ValueError("concepts need decoder_input_ids: which places are to be rebuilt")
+        check_ids(self.config, decoder_input_ids)
+        mask = None if decoder_attention_mask is None else decoder_attention_mask.bool()
+        rows = self.decoder(concepts, decoder_input_ids, self.encoder.embedding, time, mask)
+        if labels is None:
+            return MaskedOutput(logits=self.head(rows), concepts=concepts)
+        logits, losses, where = self._losses(rows, labels, everywhere=output_logits)
+        task = self._weighted(losses, where, labels, mask, time)
+        extra = {name: REGULARISERS[name](concepts) for name in self._added()}
+        return MaskedOutput(
+            loss=self.loss_weights(task, extra) if extra else task,
+            task_loss=task.detach(),
+            concept_losses={name: loss.detach() for name, loss in extra.items()} or None,
+            logits=logits,
+            concepts=concepts,
+        )
+
+    def _added(self) -> list[str]:
+        return list(self.config.concept_losses) if self.training else []
+
+    def _losses(
+        self, rows: Tensor, labels: Tensor, *, everywhere: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, the loss of each labelled token, and in which text it is."""
+        asked = labels != IGNORED
+        smoothing = float(self.config.label_smoothing) if self.training else 0.0
+        wanted = labels[asked]
+        if everywhere or self.config.dense_head:
+            logits = self.head(rows)
+            scored = logits[asked]
+        else:
+            logits = scored = self.head(rows[asked])
+        losses = functional.cross_entropy(
+            scored, wanted, reduction="none", label_smoothing=smoothing
+        )
+        return logits, losses, asked.nonzero()[:, 0]
+
+    def _weighted(
+        self,
+        losses: Tensor,
+        where: Tensor,
+        labels: Tensor,
+        mask_BN: Tensor | None,
+        time_B: Tensor | None,
+    ) -> Tensor:
+        """One loss of all labelled tokens, weighted by the time of their text."""
+        kind = self.config.time_weight
+        if kind == "none":
+            return losses.sum() / max(1, len(losses))
+        if time_B is None:
+            raise ValueError(f'time_weight = "{kind}" weighs by the time, which this batch lacks')
+        if kind == "clamped":
+            weights = 1 / time_B.clamp(min=LEAST_TIME)[where]
+            return (weights * losses).sum() / weights.sum().clamp(min=1e-12)
+        tokens = labels.numel() if mask_BN is None else mask_BN.sum()
+        return (losses / time_B[where]).sum() / tokens
+
+
+@torch.no_grad()
+def unmask(
+    model: ConceptForMaskedLM,
+    *,
+    concepts: Tensor,
+    length: int,
+    steps: int = 10,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Write texts from concepts: begin with all tokens hidden, and in each step keep the surest.
+
+    Args:
+        model: With the diffusion decoder; others rebuild in one step.
+        concepts: [B, C, H], of `ConceptModel`.
+        length: Tokens to write.
+        steps: Steps.
+        temperature: 0 takes the likeliest token; otherwise tokens are drawn.
+        top_k: Draw among so many; 0 for all.
+        generator: Of the draws.
+
+    Returns:
+        Ids [B, length].
+
+    Raises:
+        ValueError: The model's settings name no token for what is hidden, or a number is impossible.
+    """
+    hidden = model.config.mask_token_id
+    if hidden is None:
+        raise ValueError(
+            "mask_token_id of the model's settings must be the tokenizer's mask token; it is None"
+        )
+    if steps < 1 or length < 1 or temperature < 0 or top_k < 0:
+        raise ValueError(
+            "steps and length must be 1 or more, temperature and top_k 0 or more; got "
+            f"{steps}, {length}, {temperature}, {top_k}"
+        )
+    texts = len(concepts)
+    ids = torch.full((texts, length), hidden, device=concepts.device)
+    open_BN = torch.ones_like(ids, dtype=torch.bool)
+    for step in range(steps):
+        time = open_BN.float().mean(1)
+        logits = model(concepts=concepts, decoder_input_ids=ids, time=time).logits
+        logits[..., hidden] = -torch.inf
+        drawn, sureness = _drawn(logits, temperature, top_k, generator)
+        left = length * (steps - 1 - step) // steps
+        sureness = sureness.masked_fill(~open_BN, torch.inf)
+        # Keep all but the `left` least sure; those written before are surer than any.
+        kept = sureness.argsort(dim=1, descending=True)[:, : length - left]
+        now = torch.zeros_like(open_BN).scatter_(1, kept, open_BN.gather(1, kept))
+        ids = torch.where(now, drawn, ids)
+        open_BN &= ~now
+    return ids
+
+
+def _drawn(
+    logits_BNV: Tensor, temperature: float, top_k: int, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """A token for each place, and its probability."""
+    if temperature == 0:
+        chances = logits_BNV.softmax(-1)
+        sureness, drawn = chances.max(-1)
+        return drawn, sureness
+    scaled = logits_BNV / temperature
+    if top_k:
+        least = scaled.topk(min(top_k, scaled.shape[-1])).values[..., -1:]
+        scaled = scaled.masked_fill(scaled < least, -torch.inf)
+    chances = scaled.softmax(-1)
+    drawn = torch.multinomial(chances.flatten(0, 1), 1, generator=generator).view(
+        logits_BNV.shape[:-1]
+    )
+    return drawn, chances.gather(-1, drawn[..., None])[..., 0]
