@@ -115,8 +115,9 @@ def bert_like(config: ConceptConfig) -> SameSize:
     with torch.device("meta"):
         ours = ConceptModel(config).num_parameters()
     size = config.hidden_size
-    rest, layer, inner = (_count(config, *shape) for shape in ((0, 1), (1, 0), (1, 1)))
-    each, of_inner = layer - rest, inner - layer
+    one, wider, two = (_size(_bert(config, *shape)) for shape in ((1, 1), (1, 2), (2, 1)))
+    of_inner, each = wider - one, two - one - (wider - one)
+    rest = one - each - of_inner
     shapes = []
     for layers in range(1, max(2, (ours - rest) // each + 2)):
         wide = max(1, round((ours - rest - layers * each) / (layers * of_inner)))
@@ -146,7 +147,3 @@ def _bert(config: ConceptConfig, layers: int, inner: int) -> BertConfig:
 def _size(config: BertConfig) -> int:
     with torch.device("meta"):
         return int(BertModel(config, add_pooling_layer=False).num_parameters())
-
-
-def _count(config: ConceptConfig, layers: int, inner: int) -> int:
-    return _size(_bert(config, layers, inner))

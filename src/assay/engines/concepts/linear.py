@@ -38,7 +38,7 @@ def reported_scores(parts: Parts, answers: Callable[[Examples], Values]) -> dict
         parts: Of the task.
         answers: Gives classes or numbers for examples.
     """
-    found = {}
+    found: dict[str, float] = {}
     for suffix, part in parts.reported.items():
         values = scores(parts.task.metrics, answers(part), part.labels)
         found |= {name + suffix: value for name, value in values.items()}

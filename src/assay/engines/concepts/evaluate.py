@@ -1,0 +1,258 @@
+"""A checkpoint on a labelled task, beside what it has to be better than; and that as files."""
+
+import csv
+import json
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from threadpoolctl import threadpool_limits
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
+
+from assay.core.errors import ConfigError
+from assay.engines.concepts.baselines import bag_of_words, majority
+from assay.engines.concepts.finetune import FineTuneConfig, FineTuned, classifier, fine_tune
+from assay.engines.concepts.frozen import linear_probe, zero_shot
+from assay.engines.concepts.parts import Parts
+from assay.engines.concepts.tokens import fetch_tokenizer
+
+MAJORITY, WORDS, SIMILARITY, PROBE, TUNED = (
+    "majority", "bag of words", "zero-shot", "linear probe", "fine-tuned",
+)  # fmt: skip
+UNTRAINED = ", untrained"
+"""Suffix of ways that are of a model with the same settings and first weights."""
+Values = Mapping[str, Sequence[float]]
+"""Metric → a value for each seed; one where nothing is drawn."""
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """So many threads for torch and for the libraries under scikit-learn; as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        with threadpool_limits(number):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskReport:
+    """All ways of answering one task.
+
+    Attributes:
+        parts: The examples.
+        checkpoint: Place of the model.
+        head: Of a concept model; empty for others.
+        config: How it was fine-tuned.
+        rows: Way → its values on `reported`.
+        settings: Way → what was chosen for it on `chosen`.
+        runs: Each fine-tuning.
+    """
+
+    parts: Parts
+    checkpoint: str
+    head: str
+    config: FineTuneConfig
+    rows: Mapping[str, Values]
+    settings: Mapping[str, Mapping[str, Any]]
+    runs: Sequence[FineTuned]
+
+    def not_above(self, way: str) -> list[str]:
+        """Metrics of which fine-tuning has no more, on the mean of its seeds, than another way."""
+        tuned, other = self.rows[TUNED], self.rows.get(way, {})
+        return [
+            name
+            for name, values in other.items()
+            if statistics.fmean(tuned[name]) <= statistics.fmean(values)
+        ]
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        parts = self.parts
+        return {
+            "task": parts.task.name,
+            "checkpoint": self.checkpoint,
+            "head": self.head,
+            "chosen_by": parts.task.first,
+            "sizes": parts.sizes,
+            "told": dict(parts.told),
+            "overlap": dict(parts.overlap),
+            "data_sha256": parts.digest,
+            "config": asdict(self.config),
+            "rows": {way: dict(values) for way, values in self.rows.items()},
+            "settings": {way: dict(values) for way, values in self.settings.items()},
+            "runs": [asdict(run) for run in self.runs],
+        }
+
+
+def evaluate(
+    checkpoint: str,
+    parts: Parts,
+    config: FineTuneConfig,
+    seeds: Sequence[int],
+    *,
+    head: str | None = None,
+    frozen: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
+) -> TaskReport:
+    """Fine-tune a checkpoint with each seed, and measure the baselines on the same examples.
+
+    Args:
+        checkpoint: Folder with model and tokenizer, or name on the hub.
+        parts: Of the task.
+        config: How to fine-tune.
+        seeds: One training each.
+        head: Of a concept model; None for that of its settings.
+        frozen: Measure its vectors as they are too: a linear probe, and of pairs with a number the
+            similarity without training. Beside them stand those of a model of the same shape that
+            was not pretrained, drawn with each seed: vectors of random weights hold which words
+            a text has, and that alone is worth much on such tasks.
+        tell: Gets a line when something is done.
+
+    Raises:
+        ConfigError: As `classifier` and `fine_tune`.
+    """
+    task, tokenizer = parts.task, fetch_tokenizer(checkpoint)
+    # Before anything is computed, so that a wrong head is told at once.
+    model = classifier(checkpoint, task, head)
+    words = bag_of_words(parts)
+    tell(f"{task.name}: bag of words")
+    rows: dict[str, Values] = {MAJORITY: _single(majority(parts)), WORDS: _single(words.reported)}
+    settings: dict[str, Mapping[str, Any]] = {WORDS: words.settings}
+    if frozen:
+        for way, values, chosen in _frozen(model, tokenizer, parts, config.max_length, seeds):
+            rows[way], settings[way] = values, chosen
+        tell(f"{task.name}: frozen vectors")
+    runs = []
+    for seed in seeds:
+        run = fine_tune(
+            lambda: classifier(checkpoint, task, head), tokenizer, parts, config, seed=seed
+        )
+        runs.append(run)
+        best = run.history[run.epoch - 1][task.first]
+        tell(
+            f"{task.name}: seed {seed}: epoch {run.epoch} of {config.epochs}, {task.first} {best:.4f} on chosen"
+        )
+    rows[TUNED] = _joined([run.reported for run in runs])
+    settings[TUNED] = {"epochs": [run.epoch for run in runs]}
+    return TaskReport(
+        parts=parts,
+        checkpoint=checkpoint,
+        head=getattr(model.config, "head", ""),
+        config=config,
+        rows=rows,
+        settings=settings,
+        runs=runs,
+    )
+
+
+def _frozen(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    parts: Parts,
+    length: int,
+    seeds: Sequence[int],
+) -> Iterator[tuple[str, Values, Mapping[str, Any]]]:
+    """Way, values and settings of pretrained vectors, and of such as were drawn with each seed."""
+    bare = []
+    for seed in seeds:
+        set_seed(seed)
+        bare.append(type(model)(model.config))
+    for suffix, models in (("", [model]), (UNTRAINED, bare)):
+        if parts.task.is_pair and parts.task.is_regression:
+            found = [zero_shot(each, tokenizer, parts, max_length=length) for each in models]
+            yield SIMILARITY + suffix, _joined(found), {}
+        probes = [linear_probe(each, tokenizer, parts, max_length=length) for each in models]
+        strengths = {"strength": [probe.settings["strength"] for probe in probes]}
+        yield PROBE + suffix, _joined([probe.reported for probe in probes]), strengths
+
+
+def _joined(found: Sequence[Mapping[str, float]]) -> Values:
+    return {name: [values[name] for values in found] for name in found[0]}
+
+
+def _single(values: Mapping[str, float]) -> Values:
+    return {name: [value] for name, value in values.items()}
+
+
+def write_report(folder: Path, report: TaskReport, now: datetime) -> list[Path]:
+    """Write a task's report as files; none is overwritten.
+
+    glue-TASK-MODEL-PARAMSM-YYYYMMDD_HHMM-results.csv (a row for each way, metric and seed) and
+    -metadata.csv (name and value), as the source named them, and a .json with both and the history of
+    each training. Tasks that are not of GLUE begin with "bench", as there.
+
+    Args:
+        folder: Made if it is not there.
+        report: Of a task.
+        now: Time of the name.
+
+    Raises:
+        ConfigError: The folder cannot be written to.
+    """
+    kind = "glue" if report.parts.task.folder.startswith("glue/") else "bench"
+    model = "".join(c if c.isalnum() or c in "._" else "-" for c in Path(report.checkpoint).name)
+    millions = report.runs[0].parameters / 1e6
+    size = f"{millions:.0f}" if millions >= 10 else f"{millions:.2g}"
+    stem = f"{kind}-{report.parts.task.name}-{model}-{size}M-{now:%Y%m%d_%H%M}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        name, number = stem, 1
+        while (folder / f"{name}-results.csv").exists():
+            number += 1
+            name = f"{stem}-{number}"
+        results, metadata, plain = (
+            folder / f"{name}{end}" for end in ("-results.csv", "-metadata.csv", ".json")
+        )
+        _write_csv(results, ("task", "way", "metric", "seed", "value"), _rows(report))
+        _write_csv(metadata, ("name", "value"), _metadata(report, now))
+        plain.write_text(json.dumps(report.plain(), indent=1) + "\n", "utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"Reports must have a folder that can be written to; {folder} cannot: {error.strerror or error}. Give "
+            "another one."
+        ) from error
+    return [results, metadata, plain]
+
+
+def _rows(report: TaskReport) -> list[tuple[Any, ...]]:
+    seeds = [run.seed for run in report.runs]
+    return [
+        (report.parts.task.name, way, metric, seed, value)
+        for way, metrics in report.rows.items()
+        for metric, values in metrics.items()
+        for seed, value in zip(
+            seeds if way.endswith((TUNED, UNTRAINED)) else [""], values, strict=True
+        )
+    ]
+
+
+def _metadata(report: TaskReport, now: datetime) -> list[tuple[str, Any]]:
+    plain = report.plain()
+    single = [(name, plain[name]) for name in ("task", "checkpoint", "head", "chosen_by")]
+    nested = [
+        (f"{name}.{key}", value)
+        for name in ("sizes", "told", "overlap", "config")
+        for key, value in plain[name].items()
+    ]
+    return [
+        *single,
+        ("parameters", report.runs[0].parameters),
+        ("date", now.isoformat(timespec="seconds")),
+        ("data_sha256", report.parts.digest),
+        *nested,
+    ]
+
+
+def _write_csv(path: Path, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    with path.open("x", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(heads)
+        writer.writerows(rows)

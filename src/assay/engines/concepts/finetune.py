@@ -1,0 +1,343 @@
+"""Trains a classifier on a labelled task, chooses its epoch, and measures it where nothing was chosen."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.utils import logging
+
+from assay.core.errors import ConfigError
+from assay.engines.concepts.baselines import majority
+from assay.engines.concepts.configuration import ConceptConfig, Head
+from assay.engines.concepts.linear import reported_scores
+from assay.engines.concepts.models import ConceptForSequenceClassification
+from assay.engines.concepts.parts import Examples, Parts
+from assay.engines.concepts.scores import Values, scores
+from assay.engines.concepts.tasks import Task
+
+SECOND = "_b"
+"""Suffix of what belongs to the second text, where texts are read one by one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FineTuneConfig:
+    """How a classifier is trained: AdamW, the rate rising and then falling linearly to 0.
+
+    The source's values, in brackets, are for models of 35M to 60M parameters; smaller ones learn
+    with higher rates, as the BERT miniatures do (Turc et al. 2019: 3e-5 to 3e-4).
+
+    Attributes:
+        lr: Highest learning rate (1e-5).
+        batch: Examples of a step (96).
+        epochs: Passes over `train`; the best one is taken (20; 5 of SST-2; 3 of large tasks).
+        warmup: Steps in which the rate rises; below 1 their share of all (100).
+        weight_decay: Of matrices (0.01).
+        clip: Greatest norm of the gradient (1).
+        max_length: Tokens at most of a text, or of a joined pair (128).
+    """
+
+    lr: float = 1e-4
+    batch: int = 32
+    epochs: int = 10
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    max_length: int = 128
+
+    def __post_init__(self) -> None:
+        rules = {
+            "lr": (self.lr > 0, "above 0"),
+            "batch": (self.batch >= 1, "1 or more"),
+            "epochs": (self.epochs >= 1, "1 or more"),
+            "warmup": (self.warmup >= 0, "0 or more: steps, or below 1 a share of them"),
+            "weight_decay": (self.weight_decay >= 0, "0 or more"),
+            "clip": (self.clip > 0, "above 0"),
+            "max_length": (self.max_length >= 4, "4 or more: three special tokens and one other"),
+        }
+        for name, (holds, rule) in rules.items():
+            if not holds:
+                raise ConfigError(f"Fine-tuning: {name} must be {rule}; got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FineTuned:
+    """One training.
+
+    Attributes:
+        seed: Of the head's first weights, the order of the examples and dropout.
+        epoch: The one that was taken, from 1: the first of the best on `chosen`, by the task's
+            first metric.
+        history: Of each epoch: "train_loss", and "loss" and metrics on `chosen`.
+        reported: Metrics on `reported`, of the weights of that epoch.
+        majority: What one answer for all has of each.
+        answers: Different answers on `reported`; 1 where the model tells nothing apart.
+        parameters: Of the model, head included.
+    """
+
+    seed: int
+    epoch: int
+    history: Sequence[Mapping[str, float]]
+    reported: Mapping[str, float]
+    majority: Mapping[str, float]
+    answers: int
+    parameters: int
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """The library tells errors only, and draws no bars."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def classifier(place: str | Path, task: Task, head: str | None = None) -> PreTrainedModel:
+    """A pretrained model with a new last layer for a task.
+
+    Args:
+        place: Folder of a checkpoint, or name on the hub: a concept model or any other, such as BERT.
+        task: What it is for.
+        head: Of a concept model; None for that of its settings. Other models have one kind only.
+
+    Raises:
+        ConfigError: It cannot be loaded, lacks pretrained weights, or the head does not fit.
+    """
+    try:
+        config = AutoConfig.from_pretrained(str(place))
+    except Exception as error:
+        raise ConfigError(
+            f"The checkpoint {str(place)!r} cannot be loaded: {type(error).__name__}: {error}. Give a folder with "
+            "config.json and model.safetensors, or a name of the hub."
+        ) from error
+    config.num_labels = task.classes
+    kind: Any = AutoModelForSequenceClassification
+    if isinstance(config, ConceptConfig):
+        config.head = _checked_head(head or config.head, task)
+        kind = ConceptForSequenceClassification
+    elif head is not None:
+        raise ConfigError(
+            f"Heads are of concept models; {str(place)!r} is a {config.model_type}, which has one kind. Leave out "
+            f"the head; got {head!r}."
+        )
+    try:
+        with quiet():
+            model, loaded = kind.from_pretrained(
+                str(place), config=config, output_loading_info=True
+            )
+    except Exception as error:
+        raise ConfigError(
+            f"The checkpoint {str(place)!r} cannot be loaded for task '{task.name}': {type(error).__name__}: "
+            f"{error}. Give a pretrained model, not one that was trained for another task."
+        ) from error
+    _check_pretrained(model, loaded["missing_keys"], place)
+    return model
+
+
+def _checked_head(head: str, task: Task) -> Head:
+    known: tuple[Head, ...] = get_args(Head)
+    if head not in known:
+        raise ConfigError(f"A head must be one of {', '.join(known)}; got {head!r}.")
+    if head == "pair" and not task.is_pair:
+        raise ConfigError(
+            f"The head 'pair' reads two texts one by one; task '{task.name}' has one. Take another head, such as "
+            "weighted."
+        )
+    return known[known.index(head)]
+
+
+def _check_pretrained(model: PreTrainedModel, missing: Sequence[str], place: str | Path) -> None:
+    """Only what is new may lack weights: a body drawn at random would be measured as a pretrained one."""
+    bodies = (f"{model.base_model_prefix}.", "decoder.")
+    # BERT's pooler belongs to its own pretraining by sentence pairs, and others leave it out.
+    lost = [name for name in missing if name.startswith(bodies) and ".pooler." not in name]
+    if lost:
+        raise ConfigError(
+            f"The checkpoint {str(place)!r} must hold the weights of a pretrained body; {len(lost)} are missing, "
+            f"such as {sorted(lost)[0]}. Give the checkpoint of a pretraining; the head 'decoder' needs its "
+            "decoder too."
+        )
+
+
+def fine_tune(
+    make: Callable[[], PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+    parts: Parts,
+    config: FineTuneConfig,
+    *,
+    seed: int,
+) -> FineTuned:
+    """Train on `train`, take the epoch that is best on `chosen`, and measure its weights on `reported`.
+
+    By the library's Trainer, on the CPU, in this process. The same seed gives the same numbers on
+    the same machine with as many threads. **Sets the global seeds** of Python, numpy and torch:
+    dropout and the library's first weights draw from torch's global generator, and cannot be given
+    one of their own.
+
+    Args:
+        make: Gives the model, such as `lambda: classifier(place, task, head)`. Called after the
+            seed is set, since it draws the weights of the head.
+        tokenizer: Of the model.
+        parts: Of the task. A pair is one text [CLS] a [SEP] b [SEP], of the head "pair" two.
+        config: How.
+        seed: Of the head's first weights, the order of the examples and dropout.
+
+    Raises:
+        ConfigError: Texts may be longer than the model's places, or the training diverged.
+    """
+    set_seed(seed)
+    model = make()
+    places = getattr(model.config, "max_position_embeddings", config.max_length)
+    if config.max_length > places:
+        raise ConfigError(
+            f"max_length must be at most the model's {places} places; got {config.max_length}. Give a smaller "
+            "max_length."
+        )
+    apart = getattr(model.config, "head", None) == "pair"
+
+    def rows(part: Examples) -> list[dict[str, Any]]:
+        return _rows(tokenizer, part, config.max_length, apart=apart)
+
+    with quiet(), tempfile.TemporaryDirectory(prefix="assay-") as folder:
+        trainer = Trainer(
+            model=model,
+            args=_arguments(folder, config, parts.task, seed),
+            train_dataset=rows(parts.train),
+            eval_dataset=rows(parts.chosen),
+            data_collator=_Collator(tokenizer),
+            compute_metrics=lambda found: _measured(found, parts.task),
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        given: list[Values] = []
+
+        def answers(part: Examples) -> Values:
+            logits = trainer.predict(rows(part)).predictions
+            given.append(_answers(np.asarray(logits), parts.task))
+            return given[-1]
+
+        reported = reported_scores(parts, answers)
+    history = _history(trainer.state.log_history)
+    best = [row[parts.task.first] for row in history]
+    epoch = best.index(max(best)) + 1
+    assert epoch * trainer.state.max_steps == (trainer.state.best_global_step or 0) * config.epochs
+    return FineTuned(
+        seed=seed,
+        epoch=epoch,
+        history=history,
+        reported=reported,
+        majority=majority(parts),
+        answers=len(np.unique(np.concatenate(given))),
+        parameters=model.num_parameters(),
+    )
+
+
+def _arguments(folder: str, config: FineTuneConfig, task: Task, seed: int) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=folder,
+        seed=seed,
+        learning_rate=config.lr,
+        per_device_train_batch_size=config.batch,
+        per_device_eval_batch_size=4 * config.batch,
+        num_train_epochs=config.epochs,
+        lr_scheduler_type="linear",
+        warmup_steps=config.warmup,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.clip,
+        eval_strategy="epoch",
+        logging_strategy="epoch",
+        save_strategy="best",
+        save_only_model=True,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model=task.first,
+        greater_is_better=True,
+        use_cpu=True,
+        # Pinned memory is for GPUs, and columns are those that the model takes.
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def _rows(
+    tokenizer: PreTrainedTokenizerFast, part: Examples, max_length: int, *, apart: bool
+) -> list[dict[str, Any]]:
+    """Examples as ids, not filled up; with the labels."""
+
+    def encoded(*texts: Sequence[str]) -> Any:
+        return tokenizer(*(list(each) for each in texts), truncation=True, max_length=max_length)
+
+    if part.second is None:
+        found = dict(encoded(part.first))
+    elif apart:
+        second = encoded(part.second)
+        found = dict(encoded(part.first))
+        found |= {name + SECOND: second[name] for name in ("input_ids", "attention_mask")}
+    else:
+        found = dict(encoded(part.first, part.second))
+    found["labels"] = part.labels.tolist()
+    return [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
+
+
+class _Collator:
+    """Rows as a batch, each text filled up to the longest of its batch."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.pad = DataCollatorWithPadding(tokenizer)
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        second = [name for name in rows[0] if name.endswith(SECOND)]
+        batch = dict(self.pad([{k: v for k, v in row.items() if k not in second} for row in rows]))
+        if second:
+            others = [{name.removesuffix(SECOND): row[name] for name in second} for row in rows]
+            batch |= {name + SECOND: value for name, value in self.pad(others).items()}
+        return batch
+
+
+def _answers(logits: Values, task: Task) -> Values:
+    if not np.isfinite(logits).all():
+        raise ConfigError(
+            f"Task '{task.name}': answers must be finite numbers; some are not, so the training diverged. Lower "
+            "lr, or raise warmup."
+        )
+    return np.asarray(logits[:, 0] if task.is_regression else logits.argmax(-1))
+
+
+def _measured(found: EvalPrediction, task: Task) -> dict[str, float]:
+    answers = _answers(np.asarray(found.predictions), task)
+    return scores(task.metrics, answers, np.asarray(found.label_ids))
+
+
+def _history(log: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """A row for each epoch, of what the Trainer told."""
+    losses = [row["loss"] for row in log if "loss" in row]
+    measured = [row for row in log if "eval_loss" in row]
+    speed = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
+    return [
+        {"train_loss": loss}
+        | {k[5:]: v for k, v in row.items() if k.startswith("eval_") and k not in speed}
+        for loss, row in zip(losses, measured, strict=True)
+    ]
