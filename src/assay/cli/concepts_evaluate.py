@@ -104,8 +104,8 @@ def evaluate(
     one answer for all (majority) and a linear model on words without their order (bag of words).
 
     Args:
-        checkpoint: Folder of a pretrained model with its tokenizer, or a name of the hub; a concept
-            model, or another such as BERT to compare with.
+        checkpoint: Folder of a pretrained model with its tokenizer, or hub:NAME; a concept model, or
+            another such as BERT to compare with.
         which: Which examples.
         how: How the classifier is trained.
         frozen: Measure the vectors as they are too, by a linear probe, and on stsb and sick-r by
@@ -115,11 +115,11 @@ def evaluate(
         quiet: No progress lines.
     """
     how, which = how or How(), which or Which()
-    config, seeds = how.config, how.chosen
+    # What is quick to check comes first: torch takes seconds to load.
+    seeds, parts, config = how.chosen, which.load(), how.config
     from assay.engines.concepts.evaluate import evaluate as measure
     from assay.engines.concepts.evaluate import threads, write_report
 
-    parts = which.load()
     now, found = datetime.now().astimezone(), []
 
     def tell(line: str) -> None:

@@ -11,12 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
 from assay.core.errors import ConfigError
 from assay.engines.concepts.baselines import bag_of_words, majority
-from assay.engines.concepts.finetune import FineTuneConfig, FineTuned, classifier, fine_tune
+from assay.engines.concepts.finetune import (
+    FineTuneConfig,
+    FineTuned,
+    classifier,
+    fine_tune,
+    located,
+)
 from assay.engines.concepts.frozen import linear_probe, zero_shot
 from assay.engines.concepts.parts import Parts
 from assay.engines.concepts.tokens import fetch_tokenizer
@@ -105,7 +111,7 @@ def evaluate(
     """Fine-tune a checkpoint with each seed, and measure the baselines on the same examples.
 
     Args:
-        checkpoint: Folder with model and tokenizer, or name on the hub.
+        checkpoint: Folder with model and tokenizer, or "hub:NAME".
         parts: Of the task.
         config: How to fine-tune.
         seeds: One training each.
@@ -119,7 +125,7 @@ def evaluate(
     Raises:
         ConfigError: As `classifier` and `fine_tune`.
     """
-    task, tokenizer = parts.task, fetch_tokenizer(checkpoint)
+    task, tokenizer = parts.task, fetch_tokenizer(located(checkpoint))
     # Before anything is computed, so that a wrong head is told at once.
     model = classifier(checkpoint, task, head)
     words = bag_of_words(parts)

@@ -31,8 +31,12 @@ from assay.engines.concepts.parts import Examples, Parts
 from assay.engines.concepts.scores import Values, scores
 from assay.engines.concepts.tasks import Task
 
+HUB = "hub:"
 SECOND = "_b"
 """Suffix of what belongs to the second text, where texts are read one by one."""
+
+SAME = 1e-5
+"""Numbers whose range is less than this share of the greatest are one answer: float32 rounds about so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,22 +117,43 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def classifier(place: str | Path, task: Task, head: str | None = None) -> PreTrainedModel:
+def located(checkpoint: str | Path) -> str:
+    """What the library calls the place of a checkpoint.
+
+    Args:
+        checkpoint: A folder, or "hub:NAME"; so that a mistyped folder is not looked for on the hub.
+
+    Raises:
+        ConfigError: There is no such folder.
+    """
+    name = str(checkpoint)
+    if name.startswith(HUB):
+        return name.removeprefix(HUB)
+    if not Path(name).is_dir():
+        raise ConfigError(
+            f"A checkpoint must be a folder with config.json and model.safetensors, or hub:NAME; there is no folder "
+            f"{name!r}. Correct it, or write {HUB}{name} for the hub."
+        )
+    return name
+
+
+def classifier(checkpoint: str | Path, task: Task, head: str | None = None) -> PreTrainedModel:
     """A pretrained model with a new last layer for a task.
 
     Args:
-        place: Folder of a checkpoint, or name on the hub: a concept model or any other, such as BERT.
+        checkpoint: Folder, or "hub:NAME": of a concept model or any other, such as BERT.
         task: What it is for.
         head: Of a concept model; None for that of its settings. Other models have one kind only.
 
     Raises:
         ConfigError: It cannot be loaded, lacks pretrained weights, or the head does not fit.
     """
+    place = located(checkpoint)
     try:
-        config = AutoConfig.from_pretrained(str(place))
+        config = AutoConfig.from_pretrained(place)
     except Exception as error:
         raise ConfigError(
-            f"The checkpoint {str(place)!r} cannot be loaded: {type(error).__name__}: {error}. Give a folder with "
+            f"The checkpoint {place!r} cannot be loaded: {type(error).__name__}: {error}. Give a folder with "
             "config.json and model.safetensors, or a name of the hub."
         ) from error
     config.num_labels = task.classes
@@ -138,7 +163,7 @@ def classifier(place: str | Path, task: Task, head: str | None = None) -> PreTra
         kind = ConceptForSequenceClassification
     elif head is not None:
         raise ConfigError(
-            f"Heads are of concept models; {str(place)!r} is a {config.model_type}, which has one kind. Leave out "
+            f"Heads are of concept models; {place!r} is a {config.model_type}, which has one kind. Leave out "
             f"the head; got {head!r}."
         )
     try:
@@ -148,7 +173,7 @@ def classifier(place: str | Path, task: Task, head: str | None = None) -> PreTra
             )
     except Exception as error:
         raise ConfigError(
-            f"The checkpoint {str(place)!r} cannot be loaded for task '{task.name}': {type(error).__name__}: "
+            f"The checkpoint {place!r} cannot be loaded for task '{task.name}': {type(error).__name__}: "
             f"{error}. Give a pretrained model, not one that was trained for another task."
         ) from error
     _check_pretrained(model, loaded["missing_keys"], place)
@@ -167,14 +192,14 @@ def _checked_head(head: str, task: Task) -> Head:
     return known[known.index(head)]
 
 
-def _check_pretrained(model: PreTrainedModel, missing: Sequence[str], place: str | Path) -> None:
+def _check_pretrained(model: PreTrainedModel, missing: Sequence[str], place: str) -> None:
     """Only what is new may lack weights: a body drawn at random would be measured as a pretrained one."""
     bodies = (f"{model.base_model_prefix}.", "decoder.")
     # BERT's pooler belongs to its own pretraining by sentence pairs, and others leave it out.
     lost = [name for name in missing if name.startswith(bodies) and ".pooler." not in name]
     if lost:
         raise ConfigError(
-            f"The checkpoint {str(place)!r} must hold the weights of a pretrained body; {len(lost)} are missing, "
+            f"The checkpoint {place!r} must hold the weights of a pretrained body; {len(lost)} are missing, "
             f"such as {sorted(lost)[0]}. Give the checkpoint of a pretraining; the head 'decoder' needs its "
             "decoder too."
         )
@@ -196,7 +221,7 @@ def fine_tune(
     one of their own.
 
     Args:
-        make: Gives the model, such as `lambda: classifier(place, task, head)`. Called after the
+        make: Gives the model, such as `lambda: classifier(folder, task, head)`. Called after the
             seed is set, since it draws the weights of the head.
         tokenizer: Of the model.
         parts: Of the task. A pair is one text [CLS] a [SEP] b [SEP], of the head "pair" two.
@@ -216,7 +241,8 @@ def fine_tune(
         )
     apart = getattr(model.config, "head", None) == "pair"
 
-    def rows(part: Examples) -> list[dict[str, Any]]:
+    # The Trainer takes any sequence; its types know the library's own class only.
+    def rows(part: Examples) -> Any:
         return _rows(tokenizer, part, config.max_length, apart=apart)
 
     with quiet(), tempfile.TemporaryDirectory(prefix="assay-") as folder:
@@ -323,7 +349,12 @@ def _answers(logits: Values, task: Task) -> Values:
             f"Task '{task.name}': answers must be finite numbers; some are not, so the training diverged. Lower "
             "lr, or raise warmup."
         )
-    return np.asarray(logits[:, 0] if task.is_regression else logits.argmax(-1))
+    if not task.is_regression:
+        return np.asarray(logits.argmax(-1))
+    numbers = logits[:, 0].astype(np.float64)
+    if np.ptp(numbers) <= SAME * np.abs(numbers).max():
+        return np.full(len(numbers), numbers.mean())
+    return numbers
 
 
 def _measured(found: EvalPrediction, task: Task) -> dict[str, float]:

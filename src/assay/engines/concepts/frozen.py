@@ -16,6 +16,8 @@ from assay.engines.concepts.scores import Values
 
 AT_ONCE = 64
 """Texts of a batch."""
+DIGITS = 10
+"""Of a cosine."""
 
 
 @torch.no_grad()
@@ -90,7 +92,9 @@ def zero_shot(
         first = vectors(model, tokenizer, examples.first, max_length=max_length)
         second = vectors(model, tokenizer, examples.second or (), max_length=max_length)
         lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-        return np.asarray((first * second).sum(1) / np.maximum(lengths, np.finfo(float).tiny))
+        found = (first * second).sum(1) / np.maximum(lengths, np.finfo(float).tiny)
+        # Rounded, so that pairs of equal texts tie in rank.
+        return np.asarray(found.round(DIGITS))
 
     return reported_scores(parts, cosines)
 

@@ -10,6 +10,8 @@ from sklearn import metrics
 
 Values = NDArray[Any]
 """Classes (whole numbers) or numbers, one an example."""
+CONSTANT = 1e-12
+"""Numbers whose range is less than this share of the greatest differ by rounding alone."""
 
 
 def scores(names: Sequence[str], predicted: Values, labels: Values) -> dict[str, float]:
@@ -26,9 +28,10 @@ def scores(names: Sequence[str], predicted: Values, labels: Values) -> dict[str,
 
 def _correlation(of: Any) -> Any:
     def value(labels: Values, predicted: Values) -> float:
-        if len(labels) < 2 or np.ptp(labels) == 0 or np.ptp(predicted) == 0:
+        pair = [np.asarray(each, np.float64) for each in (labels, predicted)]
+        if len(labels) < 2 or any(np.ptp(x) <= CONSTANT * np.abs(x).max() for x in pair):
             return 0.0
-        return float(of(labels, predicted).statistic)
+        return float(of(*pair).statistic)
 
     return value
 
