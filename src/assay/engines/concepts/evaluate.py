@@ -19,6 +19,7 @@ from assay.engines.concepts.baselines import bag_of_words, majority
 from assay.engines.concepts.finetune import (
     FineTuneConfig,
     FineTuned,
+    check_length,
     classifier,
     fine_tune,
     located,
@@ -128,6 +129,7 @@ def evaluate(
     task, tokenizer = parts.task, fetch_tokenizer(located(checkpoint))
     # Before anything is computed, so that a wrong head is told at once.
     model = classifier(checkpoint, task, head)
+    check_length(model, config)
     words = bag_of_words(parts)
     tell(f"{task.name}: bag of words")
     rows: dict[str, Values] = {MAJORITY: _single(majority(parts)), WORDS: _single(words.reported)}

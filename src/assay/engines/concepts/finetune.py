@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     PrinterCallback,
     Trainer,
+    TrainerState,
     TrainingArguments,
     set_seed,
 )
@@ -205,6 +207,20 @@ def _check_pretrained(model: PreTrainedModel, missing: Sequence[str], place: str
         )
 
 
+def check_length(model: PreTrainedModel, config: FineTuneConfig) -> None:
+    """Texts must fit the model's places.
+
+    Raises:
+        ConfigError: They may be longer.
+    """
+    places = getattr(model.config, "max_position_embeddings", config.max_length)
+    if config.max_length > places:
+        raise ConfigError(
+            f"max_length must be at most the model's {places} places; got {config.max_length}. Give a smaller "
+            "max_length."
+        )
+
+
 def fine_tune(
     make: Callable[[], PreTrainedModel],
     tokenizer: PreTrainedTokenizerFast,
@@ -215,10 +231,9 @@ def fine_tune(
 ) -> FineTuned:
     """Train on `train`, take the epoch that is best on `chosen`, and measure its weights on `reported`.
 
-    By the library's Trainer, on the CPU, in this process. The same seed gives the same numbers on
-    the same machine with as many threads. **Sets the global seeds** of Python, numpy and torch:
-    dropout and the library's first weights draw from torch's global generator, and cannot be given
-    one of their own.
+    By the library's Trainer, on the CPU, in this process. The same seed gives the same numbers with
+    as many threads. **Sets the global seeds** of Python, numpy and torch: dropout and the library's
+    first weights draw from torch's global generator, and cannot be given one of their own.
 
     Args:
         make: Gives the model, such as `lambda: classifier(folder, task, head)`. Called after the
@@ -233,18 +248,11 @@ def fine_tune(
     """
     set_seed(seed)
     model = make()
-    places = getattr(model.config, "max_position_embeddings", config.max_length)
-    if config.max_length > places:
-        raise ConfigError(
-            f"max_length must be at most the model's {places} places; got {config.max_length}. Give a smaller "
-            "max_length."
-        )
+    check_length(model, config)
     apart = getattr(model.config, "head", None) == "pair"
-
     # The Trainer takes any sequence; its types know the library's own class only.
-    def rows(part: Examples) -> Any:
-        return _rows(tokenizer, part, config.max_length, apart=apart)
-
+    rows: Any = partial(_rows, tokenizer, max_length=config.max_length, apart=apart)
+    given: list[Values] = []
     with quiet(), tempfile.TemporaryDirectory(prefix="assay-") as folder:
         trainer = Trainer(
             model=model,
@@ -256,7 +264,6 @@ def fine_tune(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        given: list[Values] = []
 
         def answers(part: Examples) -> Values:
             logits = trainer.predict(rows(part)).predictions
@@ -265,12 +272,9 @@ def fine_tune(
 
         reported = reported_scores(parts, answers)
     history = _history(trainer.state.log_history)
-    best = [row[parts.task.first] for row in history]
-    epoch = best.index(max(best)) + 1
-    assert epoch * trainer.state.max_steps == (trainer.state.best_global_step or 0) * config.epochs
     return FineTuned(
         seed=seed,
-        epoch=epoch,
+        epoch=_epoch(history, parts.task, trainer.state),
         history=history,
         reported=reported,
         majority=majority(parts),
@@ -360,6 +364,14 @@ def _answers(logits: Values, task: Task) -> Values:
 def _measured(found: EvalPrediction, task: Task) -> dict[str, float]:
     answers = _answers(np.asarray(found.predictions), task)
     return scores(task.metrics, answers, np.asarray(found.label_ids))
+
+
+def _epoch(history: Sequence[Mapping[str, float]], task: Task, state: TrainerState) -> int:
+    """The first of the best, which is the one that the Trainer took."""
+    values = [row[task.first] for row in history]
+    epoch = values.index(max(values)) + 1
+    assert epoch * state.max_steps == (state.best_global_step or 0) * len(history)
+    return epoch
 
 
 def _history(log: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
