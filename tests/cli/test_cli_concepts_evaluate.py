@@ -10,6 +10,8 @@ from project import Project
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
+from assay.cli.concepts_evaluate import How, Which
+from assay.core.errors import ConfigError
 from assay.engines.concepts.configuration import ConceptConfig
 from assay.engines.concepts.models import ConceptForMaskedLM
 
@@ -75,32 +77,28 @@ def test_plain_data_of_a_bert(project):
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("asked", "says"),
     [
-        (("ours", "--tasks", "wnli"), "must be one of cola"),
-        (("ours", "--tasks", "rte,rte"), "--tasks takes different ones"),
-        (("ours", "--tasks", "rte"), "ASSAY_DATA is not set"),
-        (("ours", "--seeds", "1,1"), "--seeds takes different ones from 0"),
+        (lambda: Which(tasks="wnli").load(), "must be one of cola"),
+        (lambda: Which(tasks="rte,rte").load(), "--tasks takes different ones"),
+        (lambda: How(seeds="1,1").chosen, "--seeds takes different ones from 0"),
+        (lambda: How(set_=["rate=1"]).config, "unknown setting 'rate'. Known settings: batch, cl"),
+        (lambda: How(set_=["epochs=3"]).config, "give it as --epochs"),
+        (lambda: How(epochs=0).config, "epochs must be 1 or more; got 0"),
     ],
 )
-def test_mistakes_are_told(project, words, says):
-    """In one paragraph, before anything is computed."""
-    assert says in project.refused("concepts", "evaluate", *words)
+def test_wrong_options_are_told(asked, says):
+    """Which, the rule, and the value."""
+    with pytest.raises(ConfigError, match=says):
+        asked()
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (("ours", "--set", "rate=1"), "unknown setting 'rate'. Known settings: batch, clip"),
-        (("ours", "--set", "epochs=3"), "give it as --epochs"),
-        (("ours", "--epochs", "0"), "epochs must be 1 or more; got 0"),
-        (("nowhere",), "there is no folder 'nowhere'. Correct it, or write hub:nowhere"),
-    ],
-)
-def test_wrong_settings_are_told(project, words, says):
-    """Where the tasks are there. A mistyped folder is not looked for on the hub."""
-    command = ("concepts", "evaluate", *words, "--tasks", "sst2")
-    assert says in project.refused(*command, ASSAY_DATA=str(project.root))
+def test_mistakes_end_the_command(project):
+    """In one paragraph. A mistyped folder is not looked for on the hub."""
+    command = ("concepts", "evaluate", "nowhere", "--tasks", "sst2")
+    assert "ASSAY_DATA is not set" in project.refused(*command)
+    said = project.refused(*command, ASSAY_DATA=str(project.root))
+    assert "there is no folder 'nowhere'. Correct it, or write hub:nowhere" in said
 
 
 def test_help_loads_no_torch():

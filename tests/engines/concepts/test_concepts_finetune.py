@@ -24,7 +24,14 @@ from safetensors.torch import load_file, save_file
 
 from assay.core.errors import ConfigError
 from assay.engines.concepts.evaluate import evaluate, write_report
-from assay.engines.concepts.finetune import FineTuneConfig, _Collator, _rows, classifier, fine_tune
+from assay.engines.concepts.finetune import (
+    FineTuneConfig,
+    _answers,
+    _Collator,
+    _rows,
+    classifier,
+    fine_tune,
+)
 from assay.engines.concepts.parts import Examples
 from assay.engines.concepts.tasks import TASKS
 
@@ -116,12 +123,27 @@ def test_the_weights_are_those_of_the_chosen_epoch(places, parts):
 
 
 def test_the_first_metric_chooses(places):
-    """Of MRPC accuracy, though F1 is reported too."""
-    examples = [sentiment(n, s) for s, n in enumerate((48, 16, 16))]
-    pairs = [Examples(e.first, e.first, e.labels) for e in examples]
-    found = tuned(places["concepts"], parts_of("mrpc", *pairs), epochs=3)
-    values = [row["accuracy"] for row in found.history]
-    assert found.epoch == values.index(max(values)) + 1
+    """Of MRPC accuracy, though F1 is reported too, and has another best epoch.
+
+    Nearly all of training is yes, so the model begins with yes to all; it ends with no to "bad". Of
+    texts with "bad", of which 4 of 10 are yes, the first has F1 = 0.57, the second more accuracy.
+    """
+    train, bad = sentiment(160, 0, share=0.8), sentiment(20, 1, share=0.0)
+    chosen = Examples(bad.first, bad.first, np.array([1, 1, 0, 0, 0] * 4))
+    parts = parts_of("mrpc", Examples(train.first, train.first, train.labels), chosen, chosen)
+    found = tuned(places["concepts"], parts, epochs=8, lr=0.01)
+    accuracy, f1 = ([row[name] for row in found.history] for name in ("accuracy", "f1"))
+    assert f1.index(max(f1)) != accuracy.index(max(accuracy))
+    assert found.epoch == accuracy.index(max(accuracy)) + 1
+
+
+def test_numbers_that_differ_by_rounding_are_one_answer():
+    """A correlation of float32's rounding is none; a small range that is real stays."""
+    noise = 1 + np.arange(6, dtype=np.float32)[:, None] * np.float32(2e-7)
+    assert np.ptp(noise) > 0
+    assert np.ptp(_answers(noise, TASKS["stsb"])) == 0
+    real = 1 + np.arange(6, dtype=np.float32)[:, None] * np.float32(1e-4)
+    assert len(set(_answers(real, TASKS["stsb"]))) == 6
 
 
 def test_pairs_are_one_text_or_two():
@@ -219,6 +241,8 @@ def test_a_report_holds_every_number(places, tmp_path):
     ways = {"majority": 1, "bag of words": 1, "zero-shot": 1, "linear probe": 1,
             "zero-shot, untrained": 2, "linear probe, untrained": 2, "fine-tuned": 2}  # fmt: skip
     assert {way: len(values["pearson"]) for way, values in report.rows.items()} == ways
+    pretrained, bare = (report.rows["zero-shot" + end]["pearson"] for end in ("", ", untrained"))
+    assert len({*pretrained, *bare}) == 3
     assert [run.reported["pearson"] for run in report.runs] == report.rows["fine-tuned"]["pearson"]
     results, metadata, plain = write_report(tmp_path / "new", report, NOW)
     size = f"{report.runs[0].parameters / 1e6:.2g}"
