@@ -134,26 +134,25 @@ class Masking:
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """`input_ids`, `attention_mask`, `labels`."""
         texts = padded([e.ids for e in examples], self.tokenizer)
-        rows = [self._hidden(e, texts, index) for index, e in enumerate(examples)]
-        return {
-            "input_ids": torch.cat([row[0] for row in rows]),
-            "attention_mask": texts.mask_BN.long(),
-            "labels": torch.cat([row[1] for row in rows]),
-        }
+        ids, labels = texts.ids_BN.clone(), torch.full_like(texts.ids_BN, IGNORED)
+        for row, example in enumerate(examples):
+            own = slice(0, len(example.ids))
+            hidden, asked = self._hidden(example, texts.ids_BN[row, own], texts.open_BN[row, own])
+            ids[row, own], labels[row, own] = hidden, asked
+        return {"input_ids": ids, "attention_mask": texts.mask_BN.long(), "labels": labels}
 
-    def _hidden(self, example: Example, texts: Padded, index: int) -> tuple[Tensor, Tensor]:
-        ids, special = texts.ids_BN[index : index + 1], ~texts.open_BN[index : index + 1]
-        places = _places(example.words, ids.shape[1]) if self.words else None
+    def _hidden(self, example: Example, ids_N: Tensor, open_N: Tensor) -> tuple[Tensor, Tensor]:
+        places = _places(example.words) if self.words else None
         self.library.generator = example.generator()
-        hidden: tuple[Tensor, Tensor] = self.library.torch_mask_tokens(ids.clone(), special, places)
-        return hidden
+        ids, labels = self.library.torch_mask_tokens(ids_N[None].clone(), ~open_N[None], places)
+        return ids[0], labels[0]
 
 
-def _places(words: np.ndarray | None, length: int) -> np.ndarray:
+def _places(words: np.ndarray | None) -> np.ndarray:
     """Begin and end of each token in a text whose words have a gap between, as the library's collator reads them."""
     if words is None:
         raise ValueError("whole words need blocks that know where words begin: Cut(words=True)")
-    begins = np.arange(length) + np.pad(np.cumsum(words), (0, length - len(words)), mode="edge")
+    begins = np.arange(len(words)) + np.cumsum(words)
     return np.stack([begins, begins + 1], axis=-1)[None]
 
 
@@ -174,10 +173,7 @@ class Spans:
         """`input_ids`, `attention_mask`, `labels`."""
         texts = padded([e.ids for e in examples], self.tokenizer)
         hidden = torch.stack(
-            [
-                self._chosen(e.generator(), may)
-                for e, may in zip(examples, texts.open_BN, strict=True)
-            ]
+            [self._chosen(e, may) for e, may in zip(examples, texts.open_BN, strict=True)]
         )
         return {
             "input_ids": texts.ids_BN.masked_fill(hidden, _mask_id(self.tokenizer)),
@@ -185,13 +181,14 @@ class Spans:
             "labels": texts.ids_BN.masked_fill(~hidden, IGNORED),
         }
 
-    def _chosen(self, generator: torch.Generator, may_N: Tensor) -> Tensor:
+    def _chosen(self, example: Example, may_N: Tensor) -> Tensor:
+        generator = example.generator()
         hidden = torch.zeros_like(may_N)
         wanted = max(1, round(self.rate * int(may_N.sum()))) if bool(may_N.any()) else 0
         while (missing := wanted - int(hidden.sum())) > 0:
             draws = torch.rand(2, generator=generator)
             length = min(SPANS[0] + int(draws[0] * (SPANS[1] - SPANS[0] + 1)), missing)
-            first = int(draws[1] * len(may_N))
+            first = int(draws[1] * len(example.ids))
             hidden[first : first + length] = True
             hidden &= may_N
         return hidden
@@ -213,7 +210,7 @@ class Deletion:
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """`input_ids`, `attention_mask`, `decoder_input_ids`, `decoder_attention_mask`, `time`, `labels`."""
         texts = padded([e.ids for e in examples], self.tokenizer)
-        draws = _uniform(examples, texts.ids_BN.shape[1])
+        draws = _drawn([e.generator() for e in examples], texts.mask_BN)
         draws = draws.masked_fill(~texts.open_BN, torch.inf)
         kept = (draws >= self.rate) & texts.mask_BN
         survivor = draws.masked_fill(~texts.open_BN, -1).argmax(1, keepdim=True)
@@ -252,7 +249,7 @@ class Noise:
             read = texts = padded([e.ids for e in examples], self.tokenizer)
         time = torch.stack([torch.rand((), generator=g) for g in generators])
         time = self.t_min + (1 - self.t_min) * time
-        draws = _drawn(generators, texts.ids_BN.shape[1])
+        draws = _drawn(generators, texts.mask_BN)
         hidden = (draws < time[:, None]) & texts.open_BN
         return {
             "input_ids": read.ids_BN,
@@ -288,12 +285,14 @@ def _all_hidden(ids_BN: Tensor, mask_BN: Tensor, mask_id: int) -> Batch:
     }
 
 
-def _drawn(generators: Sequence[torch.Generator], length: int) -> Tensor:
-    return torch.stack([torch.rand(length, generator=g) for g in generators])
-
-
-def _uniform(examples: Sequence[Example], length: int) -> Tensor:
-    return _drawn([e.generator() for e in examples], length)
+def _drawn(generators: Sequence[torch.Generator], mask_BN: Tensor) -> Tensor:
+    """Even numbers in [0, 1) for the tokens of each text; how far it is filled up does not matter."""
+    draws = torch.ones(mask_BN.shape)
+    for row, (generator, length) in enumerate(
+        zip(generators, mask_BN.sum(1).tolist(), strict=True)
+    ):
+        draws[row, :length] = torch.rand(length, generator=generator)
+    return draws
 
 
 def collator(

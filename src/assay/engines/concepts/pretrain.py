@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import tempfile
 import time
 import zipfile
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 from transformers import (
     PreTrainedModel,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -21,8 +24,10 @@ from transformers import (
     get_scheduler,
     set_seed,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from assay.core.engine import RunContext
+from assay.core.errors import ConfigError
 from assay.engines.concepts.collators import Collator, Texts, collator
 from assay.engines.concepts.config import PretrainConfig
 from assay.engines.concepts.held import Held
@@ -54,7 +59,9 @@ class Pretrainer(Trainer):
         if self.args.world_size > 1 and self.config.architecture == "concepts":
             inputs = {**inputs, "divisor": self._shared_divisor(inputs)}
         outputs = model(**inputs)
-        self.last = {"train/loss_nats": float(getattr(outputs, "task_loss", None) or outputs.loss)}
+        task = getattr(outputs, "task_loss", None)
+        own = outputs.loss.detach() if task is None else task
+        self.last = {"train/loss_nats": self.accelerator.reduce(own, reduction="mean").item()}
         parts = getattr(outputs, "concept_losses", None) or {}
         self.last |= {f"train/{name}_loss": float(value) for name, value in parts.items()}
         return (outputs.loss, outputs) if kwargs.get("return_outputs") else outputs.loss
@@ -90,6 +97,15 @@ class Recorder(TrainerCallback):
         self.config, self.context, self.held, self.notes = config, context, held, notes
         self.trainer: Pretrainer | None = None
         self.shown = 0.0
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Hide other tokens; the library's loader says so to the texts only where it is the only process."""
+        assert self.trainer is not None
+        texts = self.trainer.train_dataset
+        assert isinstance(texts, Texts)
+        texts.set_epoch(math.floor((state.epoch or 0.0) + 1e-6))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -127,6 +143,7 @@ class Recorder(TrainerCallback):
 
 def train(configs: Sequence[PretrainConfig], contexts: Sequence[RunContext]) -> None:
     """Train runs one after another; they share the texts, and nothing else."""
+    disable_progress_bar()  # of storing a model: the lab has its own display
     for config, context in zip(configs, contexts, strict=True):
         if not context.should_stop():
             with tempfile.TemporaryDirectory() as folder:
@@ -148,6 +165,11 @@ def pretrain(config: PretrainConfig, context: RunContext, folder: Path) -> PreTr
         ConfigError: Settings and texts do not go together.
     """
     torch.set_num_threads(context.threads)
+    processes = PartialState(cpu=context.device == "cpu").num_processes
+    if config.batch % processes:
+        raise ConfigError(
+            f"batch must be a multiple of the {processes} processes that share it; got {config.batch}."
+        )
     data = prepare(config, context.data_dir)
     corrupt = collator(config.objective, data.tokenizer, rate=config.mask_rate, t_min=config.t_min)
     set_seed(context.seeds["init"])
@@ -179,7 +201,7 @@ def _trainer(
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=config.steps,
-        per_device_train_batch_size=config.batch,
+        per_device_train_batch_size=config.batch // PartialState().num_processes,
         max_grad_norm=0.0,
         seed=seeds["init"],
         data_seed=seeds["data"],
@@ -189,7 +211,8 @@ def _trainer(
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_drop_last=True,
-        use_cpu=True,
+        ddp_find_unused_parameters=False,
+        use_cpu=recorder.context.device == "cpu",
     )
     trainer = Pretrainer(
         config,
@@ -201,6 +224,7 @@ def _trainer(
         optimizers=(optimizer, schedule),
         callbacks=[recorder],
     )
+    trainer.remove_callback(PrinterCallback)
     return trainer
 
 
@@ -262,3 +286,9 @@ def packed(folder: Path) -> bytes:
         for file in sorted(folder.iterdir()):
             archive.writestr(zipfile.ZipInfo(file.name), file.read_bytes())
     return out.getvalue()
+
+
+def unpacked(archive: Path, folder: Path) -> None:
+    """The files of a zip archive that `packed` made, in a folder."""
+    with zipfile.ZipFile(archive) as found:
+        found.extractall(folder)

@@ -1,0 +1,12 @@
+"""`assay concepts`: encoders of texts as concept vectors, without a study.
+
+A study (`assay run`) is the way to results that can support a claim; this writes plain files.
+"""
+
+from cyclopts import App
+
+from assay.cli.concepts_pretrain import pretrain, settings
+
+app = App(name="concepts", help="Texts as C concept vectors.")
+app.command(pretrain)
+app.command(settings)
