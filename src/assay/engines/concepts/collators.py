@@ -227,16 +227,23 @@ class Noise:
 
     Args:
         tokenizer: Of the model.
-        t_min: Smallest t; drawn evenly from there to 1 for each text.
+        t_min: Smallest t.
+        t_max: Largest; drawn evenly between them for each text.
         prefix: The encoder reads the beginning alone, the decoder rebuilds the rest, counting places
             from there: nothing that is asked for can be copied. Otherwise the encoder reads the whole
             text, what is asked for included.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, t_min: float, *, prefix: bool = False
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        t_min: float,
+        t_max: float = 1.0,
+        *,
+        prefix: bool = False,
     ) -> None:
-        self.tokenizer, self.t_min, self.prefix = tokenizer, t_min, prefix
+        self.tokenizer, self.prefix = tokenizer, prefix
+        self.t_min, self.t_max = t_min, t_max
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """As `Deletion`."""
@@ -248,7 +255,7 @@ class Noise:
         else:
             read = texts = padded([e.ids for e in examples], self.tokenizer)
         time = torch.stack([torch.rand((), generator=g) for g in generators])
-        time = self.t_min + (1 - self.t_min) * time
+        time = self.t_min + (self.t_max - self.t_min) * time
         draws = _drawn(generators, texts.mask_BN)
         hidden = (draws < time[:, None]) & texts.open_BN
         return {

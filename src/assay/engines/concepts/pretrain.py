@@ -28,6 +28,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from assay.core.engine import RunContext
 from assay.core.errors import ConfigError
+from assay.engines import memory
 from assay.engines.concepts.collators import Collator, Texts, collator
 from assay.engines.concepts.config import PretrainConfig
 from assay.engines.concepts.held import Held
@@ -143,6 +144,7 @@ class Recorder(TrainerCallback):
 
 def train(configs: Sequence[PretrainConfig], contexts: Sequence[RunContext]) -> None:
     """Train runs one after another; they share the texts, and nothing else."""
+    memory.keep()
     disable_progress_bar()  # of storing a model: the lab has its own display
     for config, context in zip(configs, contexts, strict=True):
         if not context.should_stop():
