@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from assay.core.engine import RunContext
+from assay.engines import memory
 from assay.engines.credit.cohort import check_cohort
 
 SHOW_EVERY_S = 1.0
@@ -63,6 +64,7 @@ def compute(
     """
     check_cohort(configs, contexts, stackable)
     size = together(state_bytes)
+    memory.keep()
     with one_thread():
         for first in range(0, len(configs), size):
             part = slice(first, first + size)
