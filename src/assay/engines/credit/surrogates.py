@@ -90,7 +90,7 @@ def gradients(
     """
     h = trajectory.h_SLBD
     samples = h.shape[2]
-    blocks: dict[str, list[Tensor]] = {}
+    found = {n: torch.empty_like(w) for n, w in net.parameters.items() if n.startswith("blocks.")}
     for index in range(net.shape.depth):
         start, state, kept = h[:, index], h[:, index + 1], trajectory.kept[index]
         output = state
@@ -98,9 +98,10 @@ def gradients(
             output, kept = net.forward(index, start)
         out = toward(output, start, state, credit_SLBD[:, index + 1], kind, eta)
         part = net.of_block(index)
-        for name, g in block_gradient(net.shape, net.alpha_S, part, kept, out).items():
-            blocks.setdefault(name, []).append(g)
-    found = {name: torch.stack(each, 1).div_(samples) for name, each in blocks.items()}
+        into = {name: g[:, index] for name, g in found.items()}
+        block_gradient(net.shape, net.alpha_S, part, kept, out, into)
+    for g in found.values():
+        g.div_(samples)
     if net.shape.loss == "quadratic":
         return found
     first = h[:, 0]
