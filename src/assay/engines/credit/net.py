@@ -197,7 +197,9 @@ class Net:
             return self.losses(logits_SRC, y), self.error(logits_SRC, y)
         chances, right = logits_SRC.log_softmax(-1), y.unsqueeze(-1)
         loss = -chances.gather(-1, right).squeeze(-1)
-        return loss, chances.exp_().scatter_add_(-1, right, -torch.ones_like(right, dtype=loss.dtype))
+        return loss, chances.exp_().scatter_add_(
+            -1, right, -torch.ones_like(right, dtype=loss.dtype)
+        )
 
     def last_credit(self, error_SRC: Tensor) -> Tensor:
         """Derivative of each row's loss by h_L, from that by its logits."""

@@ -100,11 +100,10 @@ def beside(value: Tensor, tensor: Tensor) -> Tensor:
     return value.view(*value.shape, *[1] * (tensor.dim() - value.dim()))
 
 
-def square_length(gradients: Mapping[str, Tensor], axes: int = 1) -> Tensor:
-    """Squared length over all tensors together, of each run, or with two axes of each block of it."""
-    square = sum(g.flatten(axes).square().sum(-1) for g in gradients.values())
-    assert isinstance(square, Tensor)
-    return square
+def length(gradients: Mapping[str, Tensor], axes: int = 1) -> Tensor:
+    """Length over all tensors together, of each run, or with two axes of each block of it."""
+    each = [torch.linalg.vector_norm(g.flatten(axes), dim=-1) for g in gradients.values()]
+    return torch.linalg.vector_norm(torch.stack(each, -1), dim=-1)
 
 
 def clip_each(gradients: Mapping[str, Tensor], most: float, axes: int) -> dict[str, Tensor]:
@@ -115,5 +114,5 @@ def clip_each(gradients: Mapping[str, Tensor], most: float, axes: int) -> dict[s
         most: The limit.
         axes: Leading axes that are kept apart: 1 for each run, 2 for each block of each run.
     """
-    factor = (most / (square_length(gradients, axes).sqrt() + 1e-12)).clamp(max=1.0)
+    factor = (most / (length(gradients, axes) + 1e-12)).clamp(max=1.0)
     return {name: g * beside(factor, g) for name, g in gradients.items()}
