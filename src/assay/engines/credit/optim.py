@@ -62,7 +62,7 @@ class Optimizer:
             value.sub_(beside(lr_S, value) * first)
 
     def _adam(self, gradients: Mapping[str, Tensor], lr_S: Tensor) -> None:
-        """torch's fused kernel: one pass, where written out it takes eight; run by run.
+        """One pass by torch's fused kernel, where written out it takes eight; run by run.
 
         So each run has its own rate, and its numbers do not depend on how many are stacked.
         """
