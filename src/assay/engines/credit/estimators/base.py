@@ -35,7 +35,10 @@ class Setting:
 
     def randn(self, *size: int) -> Tensor:
         """Normal numbers [S, *size], each run's from its own generator."""
-        return torch.stack([torch.randn(size, generator=g) for g in self.generators])
+        drawn = torch.empty(len(self.generators), *size)
+        for own, generator in zip(drawn, self.generators, strict=True):
+            torch.randn(size, generator=generator, out=own)
+        return drawn
 
     def each(self, name: str) -> Tensor:
         """A setting of every run, [S]."""
