@@ -13,7 +13,7 @@ from assay.engines import memory
 from assay.engines.credit.cohort import check_cohort
 
 SHOW_EVERY_S = 1.0
-CACHED_BYTES = 1 << 20
+CACHED_BYTES = 3 << 20
 """States that are computed together: more leave the second-level cache, and every pass pays for it."""
 
 

@@ -35,7 +35,7 @@ class _ThroughSilu(torch.autograd.Function):
 
 
 def through_silu(back: Tensor, z: Tensor) -> Tensor:
-    """back times the derivative of SiLU at z; can be differentiated once more."""
+    """The derivative of SiLU at z, times back; can be differentiated once more."""
     return _ThroughSilu.apply(back, z)
 
 
