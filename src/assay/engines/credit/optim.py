@@ -69,15 +69,18 @@ class Optimizer:
         names = list(self.parameters)
         steps = [self.state["steps"]] * len(names)
         one, two = self.BETAS
-        columns = (
-            [self.parameters[name].unbind() for name in names],
-            [gradients[name].contiguous().unbind() for name in names],
-            [self.state[f"{name}.first"].unbind() for name in names],
-            [self.state[f"{name}.second"].unbind() for name in names],
-        )
+        moments = [[self.state[f"{name}.{m}"] for name in names] for m in ("first", "second")]
+        parameters = [self.parameters[name] for name in names]
+        # The kernel reads addresses, not strides.
+        lying = [gradients[name].contiguous() for name in names]
+        stacks = [[each.unbind() for each in stack] for stack in (parameters, lying, *moments)]
         for run, lr in enumerate(lr_S.tolist()):
+            weights, slopes, first, second = ([each[run] for each in stack] for stack in stacks)
             torch._fused_adam_(
-                *([each[run] for each in column] for column in columns),
+                weights,
+                slopes,
+                first,
+                second,
                 [],
                 steps,
                 lr=lr,
