@@ -134,9 +134,8 @@ def test_slots_that_are_one():
     assert (found.name, found.rule[:15]) == ("slots", "the mean cosine")
     assert float(found.value) > 0.99
     assert health(one) == [found]
-    waved = model(concept_position_type="sinusoidal", hidden_size=12)
-    with_(waved, "encoder.slots.weight", lambda w: w.copy_(-waved.encoder.slots._waves() + w[:1]))
-    assert len(slots(waved)) == 1
+    placed = model(concept_position_type="learned")
+    assert len(slots(with_(placed, "encoder.slots.places", lambda w: w.fill_(9)))) == 1
     assert slots(with_(model(), "encoder.slots.weight", lambda w: w[2].mul_(-1))) == []
     assert slots(model(concept_num=1)) == []
 
