@@ -89,7 +89,10 @@ def test_json_has_every_slot(project, capsys):
         (ConceptModel, {}),
         (ConceptForSequenceClassification, {"num_labels": 9}),
         (ConceptForSequenceClassification, {"num_labels": 1, "head": "pair"}),
-        (ConceptForMaskedLM, {"decoder_type": "diffusion", "time_weight": "elbo", "recursive": True}),
+        (
+            ConceptForMaskedLM,
+            {"decoder_type": "diffusion", "time_weight": "elbo", "recursive": True},
+        ),
         (ConceptForMaskedLM, {"decoder_type": "weighted", "concept_num": 1}),
     ],
 )

@@ -52,7 +52,7 @@ def with_(found, name, change):
 def test_a_new_model_is_well(decoder, position):
     """Zero biases, zero gates, norms and weights of losses are as they began, and are not blamed."""
     fresh = model(
-        decoder=decoder,
+        decoder_type=decoder,
         concept_position_type=position,
         concept_losses=["variance", "uniformity"],
         weighting="kendall-gal",
@@ -110,10 +110,10 @@ def test_weights_that_are_all_the_same():
         assert found.name == name
         assert found.rule == "the deviation of a matrix is at least 1e-06"
     gates = "decoder.layers.0.modulation.weight"
-    assert weights(model(decoder="diffusion")) == []
+    assert weights(model(decoder_type="diffusion")) == []
     for change in (
-        model(decoder="diffusion", modulation="normal"),
-        with_(model(decoder="diffusion"), gates, lambda w: w.fill_(0.5)),
+        model(decoder_type="diffusion", modulation="normal"),
+        with_(model(decoder_type="diffusion"), gates, lambda w: w.fill_(0.5)),
     ):
         (found,) = weights(with_(change, gates, lambda w: w.fill_(float(w.abs().max() > 0.49))))
         assert found.name == gates
