@@ -5,8 +5,10 @@ A study (`assay run`) is the way to results that can support a claim; this write
 
 from cyclopts import App
 
+from assay.cli.concepts_analyze import analyze
 from assay.cli.concepts_pretrain import pretrain, settings
 
 app = App(name="concepts", help="Texts as C concept vectors.")
 app.command(pretrain)
+app.command(analyze)
 app.command(settings)
