@@ -104,15 +104,12 @@ def pretrain(
         threads: Of each process.
         quiet: No progress lines.
     """
-    from accelerate import PartialState
-
-    from assay.engines.concepts.pretrain import train, unpacked
+    from assay.engines.concepts.pretrain import is_first_process, train, unpacked
 
     what = what or What()
     seeds = {"init": what.seed, "data": what.seed}
     data_dir = Settings.from_environment().data_dir
-    process = PartialState(cpu=True)
-    if not process.is_main_process:
+    if not is_first_process():
         train(
             [what.config],
             [Follower(out, seeds=seeds, quiet=True, threads=threads, data_dir=data_dir)],

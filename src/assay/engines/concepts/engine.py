@@ -7,6 +7,7 @@ from typing import Any, get_args
 from assay.core.engine import Engine, Metric, RunContext, Task
 from assay.core.errors import ConfigError
 from assay.engines import facts
+from assay.engines.concepts.analysis_metrics import under
 from assay.engines.concepts.config import ConceptLoss, PretrainConfig
 from assay.engines.concepts.corpus import HUB, PYTHON, digest
 
@@ -100,7 +101,7 @@ ENGINE = Engine(
             name="pretrain",
             config=PretrainConfig,
             seeds=("init", "data"),
-            metrics=TRAINING | _held("val") | _held("test"),
+            metrics=TRAINING | _held("val") | _held("test") | under("val") | under("test"),
             run=_train,
             budget=("steps",),
             check=check,

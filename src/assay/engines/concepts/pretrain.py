@@ -189,6 +189,12 @@ def pretrain(config: PretrainConfig, context: RunContext, folder: Path) -> PreTr
     return model
 
 
+def is_first_process() -> bool:
+    """Whether this process records; others, which torchrun started beside it, share its batches. Joins them."""
+    first: bool = PartialState(cpu=True).is_main_process
+    return first
+
+
 def _trainer(
     config: PretrainConfig,
     model: PreTrainedModel,
