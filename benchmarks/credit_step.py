@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from assay.engines import memory
 from assay.engines.credit.config import TrainConfig
 from assay.engines.credit.estimators.registry import ESTIMATORS
 from assay.engines.credit.loop import together
@@ -110,6 +111,7 @@ def main():
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    memory.keep()  # as the engine does
     record = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
     for net, settings in NETS.items():
         configs = {name: TrainConfig(method=name, **settings) for name in ESTIMATORS}

@@ -109,6 +109,21 @@ def test_a_metric_that_no_seed_changes(project):
     assert judge(project).headline == "PASS 1"
 
 
+def test_seeds_that_agree_by_accident_in_one_cell_of_two(project):
+    """The metric is computed from the run, as the other cell shows: paired differences stand, means do not."""
+    paired = 'every("lr", diff("test/score", "b", "a") > 0)'
+    text = project.text.replace("[arms.a]", "[grid]\nlr = [0.1, 0.2]\n[arms.a]")
+    project.write(re.sub(r"criterion = '.*'", lambda _: f"criterion = '{paired}'", text))
+    for arm in ("a", "b"):
+        for i, planned in enumerate(project.plan(arm)):
+            same = arm == "a" and planned.cell == {"lr": 0.1}
+            add_run(project.runs, planned, summary={SCORE: 0.3 if same else GOOD[arm][i % 3]})
+    assert judge(project).headline == "PASS 1"
+    assert "in one of its cells" in audits(project)["constant-metric"].message
+    claim(project, 'every("lr", mean("test/score", "a") < 0.5)')
+    assert judge(project).headline == "INVALID 1"
+
+
 def test_arms_that_differ_in_nothing_that_is_claimed(project):
     """The same values at every seed: told, and the claim stands with it; one seed apart is no news."""
     # Were all metrics the same, the contract would call one arm a no-op.

@@ -40,8 +40,8 @@ for _name, (_module, _says) in COMMANDS.items():
     _function = "import_" if _name == "import" else _name.replace("-", "_")
     app.command(f"assay.cli.{_module}:{_function}", name=_name, help=_says)
 app.command("assay.cli.addition:app", name="addition", help="Engine: transformers that add.")
-app.command("assay.cli.concepts:app", name="concepts", help="Engine: texts as concept vectors.")
 app.command("assay.cli.credit:app", name="credit", help="Engine: learning from estimated credit.")
+app.command("assay.cli.concepts:app", name="concepts", help="Engine: texts as concept vectors.")
 app.command("assay.cli.swarm:app", name="swarm", help="Engine: clients of different sizes.")
 
 BROKEN_PIPE = 141

@@ -1,8 +1,16 @@
-"""`assay concepts`: measure encoders of texts as concept vectors, without a study."""
+"""`assay concepts`: encoders of texts as concept vectors, without a study.
+
+A study (`assay run`) is the way to results that can support a claim; this writes plain files.
+"""
 
 from cyclopts import App
 
+from assay.cli.concepts_analyze import analyze
 from assay.cli.concepts_evaluate import evaluate
+from assay.cli.concepts_pretrain import pretrain, settings
 
-app = App(name="concepts", help="Texts as concept vectors.")
+app = App(name="concepts", help="Texts as C concept vectors.")
+app.command(pretrain)
+app.command(analyze)
 app.command(evaluate)
+app.command(settings)

@@ -3,7 +3,6 @@
 A study (`assay run`) is the way to results that can support a claim; this writes plain files.
 """
 
-import json as json_module
 import statistics
 import sys
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from rich.table import Table
 from assay.cli.common import Output, print_json
 from assay.cli.credit_files import contexts_of, find_own_modules, read, train_pending
 from assay.cli.local_files import read_json
-from assay.cli.options import SetOption, assigned, checked, described, numbers
+from assay.cli.options import SetOption, assigned, checked, numbers, tell_settings
 from assay.core.errors import ConfigError
 from assay.engines.credit.config import TrainConfig
 from assay.engines.credit.engine import ENGINE
@@ -247,11 +246,7 @@ def estimators(*, json: Json = False) -> None:
 @app.command
 def settings() -> None:
     """All settings of a run, for --set and for a study's [config], and the metrics that it reports."""
-    out = Output()
-    for name, default, says in described(TrainConfig):
-        out.print(f"{name} = {json_module.dumps(default)}\n    {says}")
-    for name, metric in ENGINE.tasks["train"].metrics.items():
-        out.print(f"{name}\n    {metric.says}")
+    tell_settings(TrainConfig, ENGINE.tasks["train"].metrics)
 
 
 def _table(*heads: str) -> Table:

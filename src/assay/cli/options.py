@@ -10,7 +10,9 @@ from typing import Annotated, Any, TypeVar
 
 from cyclopts import Parameter
 
+from assay.cli.common import Output
 from assay.core.config import build, unknown_key
+from assay.core.engine import Metric
 from assay.core.errors import ConfigError
 
 T = TypeVar("T")
@@ -88,3 +90,17 @@ def described(config: type) -> list[tuple[str, Any, str]]:
             if isinstance(text, ast.Constant) and isinstance(text.value, str):
                 says[field.target.id] = " ".join(text.value.split())
     return [(each.name, each.default, says.get(each.name, "")) for each in fields(config)]
+
+
+def tell_settings(config: type, metrics: Mapping[str, Metric]) -> None:
+    """Print all settings with their defaults and meanings, and the metrics that a run reports.
+
+    Args:
+        config: The dataclass of the settings.
+        metrics: Name → metric.
+    """
+    out = Output()
+    for name, default, says in described(config):
+        out.print(f"{name} = {json.dumps(default)}\n    {says}")
+    for name, metric in metrics.items():
+        out.print(f"{name}\n    {metric.says}")

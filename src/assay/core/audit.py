@@ -101,20 +101,29 @@ def constant_across_seeds(seen: Audited) -> Iterator[Finding]:
         places: dict[tuple[str, str], list[float | None]] = {}
         for run, row in rows:
             places.setdefault((run.arm, run.cell_label), []).append(row.value)
-        same = [arm for (arm, _), v in places.items() if len(v) >= MIN_SEEDS and len(set(v)) == 1]
-        arms = sorted(set(same))
-        if arms:
-            yield Finding(
-                kind="constant-metric",
-                arms=tuple(arms),
-                keys=(metric,),
-                metrics=(metric,),
-                functions=SPREAD,
-                message=f"Constant metric: every seed of {joined(arms)} gives the same {metric} to "
-                "the last bit, so its spread of zero says nothing of other seeds; claim a rate or "
-                "an exact value, or see that the metric is computed from the run.",
-                blocks=True,
-            )
+        varies: dict[str, set[bool]] = {}
+        for (arm, _), values in places.items():
+            if len(values) >= MIN_SEEDS:
+                varies.setdefault(arm, set()).add(len(set(values)) > 1)
+        for wanted, functions in (({False}, SPREAD), ({False, True}, UNPAIRED)):
+            arms = sorted(arm for arm, found in varies.items() if found == wanted)
+            if arms:
+                yield _constant(metric, arms, functions)
+
+
+def _constant(metric: str, arms: list[str], functions: tuple[str, ...]) -> Finding:
+    where = "" if functions == SPREAD else "in one of its cells "
+    return Finding(
+        kind="constant-metric",
+        arms=tuple(arms),
+        keys=(metric,),
+        metrics=(metric,),
+        functions=functions,
+        message=f"Constant metric: every seed of {joined(arms)} {where}gives the same {metric} to the last "
+        "bit, so its spread of zero says nothing of other seeds; claim a rate or an exact value, or see "
+        "that the metric is computed from the run.",
+        blocks=True,
+    )
 
 
 def identical_arms(seen: Audited) -> Iterator[Finding]:
@@ -149,6 +158,8 @@ def identical_arms(seen: Audited) -> Iterator[Finding]:
 
 SPREAD = ("mean", "std", "diff", "ratio", "monotone")
 """Functions whose intervals come from the spread over seeds."""
+UNPAIRED = ("mean", "std", "monotone")
+"""Those that read the spread of one arm alone."""
 
 
 def non_finite(seen: Audited) -> Iterator[Finding]:

@@ -20,7 +20,7 @@ from credit_helpers import (
 from torch.nn import functional
 
 from assay.engines.credit.estimators.base import Setting
-from assay.engines.credit.estimators.mlp import Mlp
+from assay.engines.credit.estimators.mlp import Mlp, through_silu
 from assay.engines.credit.estimators.registry import make
 from assay.engines.credit.net import Net, initial
 
@@ -74,6 +74,16 @@ def every(t):
     """(run, layer) of all credit."""
     runs, layers = t.h_SLBD.shape[:2]
     return [(run, layer) for run in range(runs) for layer in range(layers - 1)]
+
+
+def test_silu_is_differentiated_twice():
+    """`through_silu` is what autograd makes of SiLU, and its derivatives are those of that."""
+    g = torch.Generator().manual_seed(0)
+    drawn = 4 * torch.randn(2, 9, 5, generator=g, dtype=torch.float64)
+    back, z = (each.clone().requires_grad_() for each in drawn)
+    wanted = torch.autograd.grad(functional.silu(z), z, back)[0]
+    torch.testing.assert_close(through_silu(back, z), wanted, rtol=1e-12, atol=1e-14)
+    assert torch.autograd.gradcheck(through_silu, (back, z))
 
 
 def test_the_written_out_input_gradient_is_autograds():

@@ -68,6 +68,21 @@ def test_a_trajectory_is_the_nets(made):
     torch.testing.assert_close(t.last_SBD, wanted, **EXACT)
 
 
+@pytest.mark.parametrize("kind", [*SHAPES, "linear"])
+def test_a_block_is_the_same_wherever_it_is_written(kind):
+    """Into a new tensor, into a part of a stack, over its own input: one block, bit for bit."""
+    net = net_of(LINEAR if kind == "linear" else SHAPES[kind], dtype=torch.float32)
+    stack = torch.randn(3, 4, 7, 6, generator=generators(1)[0])
+    wanted, kept = net.forward(1, stack[:, 1].clone())
+    before = stack.clone()
+    _, also = net.forward(1, stack[:, 1], stack[:, 2])
+    assert torch.equal(stack[:, 2], wanted)
+    assert torch.equal(stack[:, [0, 1, 3]], before[:, [0, 1, 3]])
+    assert all(map(torch.equal, kept, also))
+    net.forward(1, stack[:, 1], stack[:, 1])
+    assert torch.equal(stack[:, 1], wanted)
+
+
 @EVERY
 def test_costates_are_derivatives_of_each_samples_own_loss(made):
     """Not of the batch mean: a_l of a sample is autograd's derivative of its loss by its h_l."""

@@ -76,6 +76,30 @@ def test_a_stacked_optimizer_is_torchs_for_each_run(way, run):
         torch.testing.assert_close(found[name][run], value.detach(), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_a_run_is_what_it_is_alone(kind):
+    """float32, sizes that fill no vector, gradients that may lie transposed: bit for bit in any stack."""
+    g = torch.Generator().manual_seed(0)
+    start = {"a.weight": torch.randn(5, 37, 11, generator=g), "b": torch.randn(5, 3, generator=g)}
+    found = {}
+    for first, last in ((0, 5), (1, 4), *((run, run + 1) for run in range(5))):
+        parameters = {name: value[first:last].clone() for name, value in start.items()}
+        optimizer = Optimizer(parameters, kind, decay_S=torch.tensor([0.1] * (last - first)))
+        again = torch.Generator().manual_seed(1)
+        for _ in range(3):
+            drawn = {"a.weight": torch.randn(5, 11, 37, generator=again).mT}
+            drawn["b"] = torch.randn(5, 3, generator=again)
+            rates = torch.linspace(0.01, 0.03, 5)[first:last]
+            if last - first == 1:
+                drawn["a.weight"] = drawn["a.weight"].contiguous()
+            optimizer.step({name: value[first:last] for name, value in drawn.items()}, rates)
+        for run in range(first, last):
+            for name, value in parameters.items():
+                assert torch.equal(
+                    value[run - first], found.setdefault((run, name), value[run - first])
+                )
+
+
 def test_a_stopped_optimizer_goes_on():
     """All that a next step depends on is in `state`."""
     whole = stacked("adam")

@@ -49,7 +49,7 @@ class ConceptConfig(PreTrainedConfig):
         bidirectional: Tokens read the concepts too, in every layer (BiXT, Hiller et al. 2024).
         recursive: One layer, applied again and again with the same weights.
         num_iterations: How often; 0 for `num_hidden_layers` times. May be changed after training.
-        decoder: What rebuilds the tokens: "perceiver" queries by the (masked) token and its place,
+        decoder_type: What rebuilds the tokens: "perceiver" queries by the (masked) token and its place,
             "position" by its place alone, "weighted" mixes concepts by a learned matrix,
             "diffusion" by a partly hidden text and the time.
         decoder_layers: Of the diffusion decoder.
@@ -94,7 +94,7 @@ class ConceptConfig(PreTrainedConfig):
     bidirectional: bool = False
     recursive: bool = False
     num_iterations: int = 0
-    decoder: Decoder = "perceiver"
+    decoder_type: Decoder = "perceiver"
     decoder_layers: int = 2
     modulation: Modulation = "zero"
     time_scale: float | int = 1000.0

@@ -49,7 +49,7 @@ class PerceiverDecoder(nn.Module):
 
     def __init__(self, config: ConceptConfig) -> None:
         super().__init__()
-        self.sees_tokens = config.decoder == "perceiver"
+        self.sees_tokens = config.decoder_type == "perceiver"
         self.places = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.read_norm, self.read = norm(config), Attention(config)
         self.feed_norm, self.feed = norm(config), FeedForward(config)
@@ -219,8 +219,8 @@ class DiffusionDecoder(nn.Module):
 
 def decoder_of(config: ConceptConfig) -> nn.Module:
     """The decoder that the settings name."""
-    if config.decoder == "weighted":
+    if config.decoder_type == "weighted":
         return WeightedDecoder(config)
-    if config.decoder == "diffusion":
+    if config.decoder_type == "diffusion":
         return DiffusionDecoder(config)
     return PerceiverDecoder(config)

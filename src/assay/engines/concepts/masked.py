@@ -29,7 +29,7 @@ class MaskedOutput(ModelOutput):
         loss: With labels: the task's loss, in training with the concept losses and their weights.
         task_loss: Of the task alone, nats a token where `time_weight` is "none".
         concept_losses: Name → concept loss, in training.
-        logits: [B, N, V] without labels, or if all are asked for; with labels those of the labelled
+        logits: [B, N, V] without labels; with labels those of the labelled
             tokens alone, [labelled, V].
         concepts: [B, C, H].
     """
@@ -76,7 +76,7 @@ class ConceptForMaskedLM(ConceptPreTrainedModel):
         time: Tensor | None = None,
         concepts: Tensor | None = None,
         *,
-        output_logits: bool = False,
+        divisor: Tensor | None = None,
         **_: Any,
     ) -> MaskedOutput:
         """Rebuild.
@@ -89,7 +89,7 @@ class ConceptForMaskedLM(ConceptPreTrainedModel):
             decoder_attention_mask: Of that.
             time: Share of hidden tokens of each text [B], of the diffusion decoder.
             concepts: In place of `input_ids`, with `decoder_input_ids`.
-            output_logits: Give the logits of all tokens also where there are labels.
+            divisor: Of the summed loss, in place of this batch's own; see `loss_divisor`.
         """
         if concepts is None:
             if input_ids is None:
@@ -104,8 +104,10 @@ class ConceptForMaskedLM(ConceptPreTrainedModel):
         rows = self.decoder(concepts, decoder_input_ids, self.encoder.embedding, time, mask)
         if labels is None:
             return MaskedOutput(logits=self.head(rows), concepts=concepts)
-        logits, losses, where = self._losses(rows, labels, everywhere=output_logits)
-        task = self._weighted(losses, where, labels, mask, time)
+        logits, losses, where = self._losses(rows, labels)
+        if divisor is None:
+            divisor = loss_divisor(self.config.time_weight, labels, mask, time)
+        task = self._weighted(losses, where, time) / divisor
         extra = {name: REGULARISERS[name](concepts) for name in self._added()}
         return MaskedOutput(
             loss=self.loss_weights(task, extra) if extra else task,
@@ -118,14 +120,12 @@ class ConceptForMaskedLM(ConceptPreTrainedModel):
     def _added(self) -> list[str]:
         return list(self.config.concept_losses) if self.training else []
 
-    def _losses(
-        self, rows: Tensor, labels: Tensor, *, everywhere: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _losses(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, the loss of each labelled token, and in which text it is."""
         asked = labels != IGNORED
         smoothing = float(self.config.label_smoothing) if self.training else 0.0
         wanted = labels[asked]
-        if everywhere or self.config.dense_head:
+        if self.config.dense_head:
             logits = self.head(rows)
             scored = logits[asked]
         else:
@@ -135,25 +135,42 @@ class ConceptForMaskedLM(ConceptPreTrainedModel):
         )
         return logits, losses, asked.nonzero()[:, 0]
 
-    def _weighted(
-        self,
-        losses: Tensor,
-        where: Tensor,
-        labels: Tensor,
-        mask_BN: Tensor | None,
-        time_B: Tensor | None,
-    ) -> Tensor:
-        """One loss of all labelled tokens, weighted by the time of their text."""
+    def _weighted(self, losses: Tensor, where: Tensor, time_B: Tensor | None) -> Tensor:
+        """Sum of the losses of all labelled tokens, weighted by the time of their text."""
         kind = self.config.time_weight
         if kind == "none":
-            return losses.sum() / max(1, len(losses))
-        if time_B is None:
-            raise ValueError(f'time_weight = "{kind}" weighs by the time, which this batch lacks')
-        if kind == "clamped":
-            weights = 1 / time_B.clamp(min=LEAST_TIME)[where]
-            return (weights * losses).sum() / weights.sum().clamp(min=1e-12)
-        tokens = labels.numel() if mask_BN is None else mask_BN.sum()
-        return (losses / time_B[where]).sum() / tokens
+            return losses.sum()
+        return (_weights(kind, time_B)[where] * losses).sum()
+
+
+def _weights(kind: str, time_B: Tensor | None) -> Tensor:
+    """Weight of each text."""
+    if time_B is None:
+        raise ValueError(f'time_weight = "{kind}" weighs by the time, which this batch lacks')
+    return 1 / (time_B.clamp(min=LEAST_TIME) if kind == "clamped" else time_B)
+
+
+def loss_divisor(
+    kind: str, labels_BN: Tensor, mask_BN: Tensor | None = None, time_B: Tensor | None = None
+) -> Tensor:
+    """What the sum of weighted losses of a batch is divided by.
+
+    Processes that train together divide by the mean of theirs, which makes their mean gradient that of
+    one process with all texts.
+
+    Args:
+        kind: `time_weight` of the settings: labelled tokens ("none"), their weights ("clamped"), or all
+            tokens ("elbo").
+        labels_BN: -100 where nothing is asked.
+        mask_BN: Of what the decoder sees.
+        time_B: Of each text.
+    """
+    asked = (labels_BN != IGNORED).float()
+    if kind == "elbo":
+        return asked.new_tensor(labels_BN.numel()) if mask_BN is None else mask_BN.float().sum()
+    if kind == "clamped":
+        asked = asked * _weights(kind, time_B)[:, None]
+    return asked.sum().clamp(min=1e-12)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Tokenizers: trained on a corpus where none can be fetched, and texts as blocks of ids."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -91,6 +92,11 @@ def fetch_tokenizer(place: str | Path) -> PreTrainedTokenizerFast:
                 "and store it, or take another."
             )
     return found
+
+
+def identity(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Sha256 of all that decides its ids."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
 def _first(texts: Sequence[str], characters: int) -> Iterator[str]:

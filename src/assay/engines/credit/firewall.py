@@ -149,7 +149,7 @@ class View:
         """
         self._need("tail")
         with torch.no_grad():
-            return _sweep(self._guarded, layers, states, y)
+            return _sweep(self._guarded, layers, states, y, in_place=True)
 
     def tail_jvp(
         self, layers: Sequence[int], states: Sequence[Tensor], tangents: Sequence[Tensor], y: Tensor
@@ -160,7 +160,9 @@ class View:
         at = tuple(state.contiguous() for state in states)
         with torch.no_grad():
             change = torch.func.jvp(
-                lambda *given: _sweep(self._guarded, layers, given, y), at, tuple(tangents)
+                lambda *given: _sweep(self._guarded, layers, given, y, in_place=False),
+                at,
+                tuple(tangents),
             )[1]
         return change
 
@@ -230,15 +232,17 @@ def _vjp(function: Callable[[Tensor], Tensor], h: Tensor, credit: Tensor) -> Ten
     return torch.autograd.grad(out, leaf, credit)[0]
 
 
-def _sweep(net: Net, layers: Sequence[int], states: Sequence[Tensor], y: Tensor) -> Tensor:
+def _sweep(
+    net: Net, layers: Sequence[int], states: Sequence[Tensor], y: Tensor, *, in_place: bool
+) -> Tensor:
     """Rows join where their layer is reached, so each block is computed once."""
     runs, copies, samples, width = states[0].shape
-    rows = states[0].new_zeros(runs, 0, width)
+    rows = states[0].new_empty(runs, 0, width)
     waiting = dict(zip(layers, states, strict=True))
     for index in range(min(layers), net.shape.depth):
         if index in waiting:
             rows = torch.cat([rows, waiting[index].reshape(runs, copies * samples, width)], 1)
-        rows = net.block(index, rows)
+        rows = net.forward(index, rows, rows if in_place else None)[0]
     many = len(layers) * copies
     labels = y.unsqueeze(1).expand(runs, many, *y.shape[1:]).reshape(runs, -1, *y.shape[2:])
     return net.losses(net.head(rows), labels).view(runs, len(layers), copies, samples)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from assay.core.engine import RunContext
+from assay.engines import memory
 from assay.engines.credit.cohort import check_cohort
 
 SHOW_EVERY_S = 1.0
-CACHED_BYTES = 1 << 20
+CACHED_BYTES = 3 << 20
 """States that are computed together: more leave the second-level cache, and every pass pays for it."""
 
 
@@ -63,6 +64,7 @@ def compute(
     """
     check_cohort(configs, contexts, stackable)
     size = together(state_bytes)
+    memory.keep()
     with one_thread():
         for first in range(0, len(configs), size):
             part = slice(first, first + size)

@@ -154,11 +154,12 @@ class Net:
         """h_{index + 1} of states h_index."""
         return self.forward(index, h_SRD)[0]
 
-    def forward(self, index: int, h_SRD: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
-        """h_{index + 1}, and what is kept of it."""
-        return block_forward(
-            self.shape, self.alpha_S, self.of_block(index), h_SRD, self.matmul(index)
-        )
+    def forward(
+        self, index: int, h_SRD: Tensor, into: Tensor | None = None
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """h_{index + 1}, and what is kept of it; see `block_forward`."""
+        part, matmul = self.of_block(index), self.matmul(index)
+        return block_forward(self.shape, self.alpha_S, part, h_SRD, matmul, into)
 
     def of_block(self, index: int) -> dict[str, Tensor]:
         """One block's parameters, [S, ...]."""
@@ -180,15 +181,24 @@ class Net:
         """Loss of each row, [S, R]."""
         if self.shape.loss == "quadratic":
             return (logits_SRC - y).square().sum(-1) / 2
-        return functional.cross_entropy(
-            logits_SRC.flatten(0, 1), y.reshape(-1), reduction="none"
-        ).view(y.shape)
+        return functional.cross_entropy(logits_SRC.mT, y, reduction="none")
 
     def error(self, logits_SRC: Tensor, y: Tensor) -> Tensor:
         """Derivative of each row's loss by its logits."""
         if self.shape.loss == "quadratic":
             return logits_SRC - y
         return logits_SRC.softmax(-1) - functional.one_hot(y, self.shape.classes)
+
+    def losses_and_errors(self, logits_SRC: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, by one softmax; nothing of it can be differentiated."""
+        if self.shape.loss == "quadratic":
+            return self.losses(logits_SRC, y), self.error(logits_SRC, y)
+        # Over rows torch takes ten times as long.
+        chances, right = logits_SRC.mT.log_softmax(-2).mT.contiguous(), y.unsqueeze(-1)
+        loss = -chances.gather(-1, right).squeeze(-1)
+        return loss, chances.exp_().scatter_add_(
+            -1, right, -torch.ones_like(right, dtype=loss.dtype)
+        )
 
     def last_credit(self, error_SRC: Tensor) -> Tensor:
         """Derivative of each row's loss by h_L, from that by its logits."""
@@ -206,19 +216,18 @@ class Net:
     @torch.no_grad()
     def trajectory(self, x_SBI: Tensor, y: Tensor) -> Trajectory:
         """A batch through the net; nothing of it can be differentiated."""
-        states, kept = [self.encode(x_SBI)], []
-        for index in range(self.shape.depth):
-            state, own = self.forward(index, states[-1])
-            states.append(state)
-            kept.append(own)
-        logits = self.head(states[-1])
-        error = self.error(logits, y)
+        first, depth = self.encode(x_SBI), self.shape.depth
+        h = first.new_empty(first.shape[0], depth + 1, *first.shape[1:])
+        h[:, 0] = first
+        kept = [self.forward(index, h[:, index], h[:, index + 1])[1] for index in range(depth)]
+        logits = self.head(h[:, -1])
+        loss, error = self.losses_and_errors(logits, y)
         return Trajectory(
             x_SBI=x_SBI,
             y=y,
-            h_SLBD=torch.stack(states, 1),
+            h_SLBD=h,
             logits_SBC=logits,
-            loss_SB=self.losses(logits, y),
+            loss_SB=loss,
             error_SBC=error,
             last_SBD=self.last_credit(error),
             kept=kept,
@@ -243,6 +252,7 @@ def block_forward(
     part: Mapping[str, Tensor],
     h_SRD: Tensor,
     matmul: Matmul = torch.matmul,
+    into: Tensor | None = None,
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """What one block makes of its input, and what its own gradient needs: see `block_gradient`.
 
@@ -252,25 +262,33 @@ def block_forward(
         part: The block's parameters.
         h_SRD: Its input.
         matmul: How it multiplies.
+        into: Where the output is written (it may be the input), if nothing is to be differentiated:
+            fewer passes then, and the same bits.
 
     Returns:
-        The output; and the rows that are multiplied by its first matrix, and what comes out of that.
+        The output; and the rows that are multiplied by each matrix, and what comes out of the first.
     """
     weight = part["blocks.weight"]
     if shape.block == "linear":
-        return matmul(h_SRD, weight), ()
+        return _placed(matmul(h_SRD, weight), into), ()
     if shape.block == "gelu":
         rows = norm(h_SRD)
         z = matmul(rows, weight)
-        return h_SRD + matmul(functional.gelu(z), part["blocks.out"]), (rows, z)
+        bent = functional.gelu(z)
+        return torch.add(h_SRD, matmul(bent, part["blocks.out"]), out=into), (rows, z, bent)
     bias = part["blocks.bias"].unsqueeze(-2)
+    rows = h_SRD if shape.block == "plain" else norm(h_SRD)
+    z = matmul(rows, weight)
+    z = z + bias if into is None else z.add_(bias)
     if shape.block == "plain":
-        z = matmul(h_SRD, weight) + bias
-        return ACTIVATIONS[shape.activation](z), (h_SRD, z)
-    rows = norm(h_SRD)
-    z = matmul(rows, weight) + bias
-    bent = torch.tanh(z)
-    return h_SRD + torch.lerp(z, bent, alpha_S.view(-1, 1, 1)), (rows, bent)
+        return _placed(ACTIVATIONS[shape.activation](z), into), (h_SRD, z)
+    bent, alpha = torch.tanh(z), alpha_S.view(-1, 1, 1)
+    z = torch.lerp(z, bent, alpha) if into is None else z.lerp_(bent, alpha)
+    return torch.add(h_SRD, z, out=into), (rows, bent)
+
+
+def _placed(made: Tensor, into: Tensor | None) -> Tensor:
+    return made if into is None else into.copy_(made)
 
 
 def block_gradient(
@@ -279,7 +297,8 @@ def block_gradient(
     part: Mapping[str, Tensor],
     kept: Sequence[Tensor],
     out_SRD: Tensor,
-) -> dict[str, Tensor]:
+    into: Mapping[str, Tensor],
+) -> None:
     """Gradient of <out, a block's output> by its own parameters, its input a constant.
 
     Args:
@@ -288,24 +307,26 @@ def block_gradient(
         part: The block's parameters.
         kept: As `block_forward` gave it.
         out_SRD: What the output is weighted by.
+        into: Where the gradients are written, by the parameters' names.
     """
     if shape.block == "linear":
-        return {"blocks.weight": torch.zeros_like(part["blocks.weight"])}
-    rows, z = kept
+        into["blocks.weight"].zero_()
+        return
     if shape.block == "gelu":
-        back = torch.matmul(out_SRD, part["blocks.out"].mT) * gelu_slope(z)
-        return {
-            "blocks.weight": torch.matmul(rows.mT, back),
-            "blocks.out": torch.matmul(functional.gelu(z).mT, out_SRD),
-        }
+        rows, z, bent = kept
+        back = torch.bmm(out_SRD, part["blocks.out"].mT)
+        torch.bmm(bent.mT, out_SRD, out=into["blocks.out"])
+        torch.bmm(rows.mT, torch.ops.aten.gelu_backward(back, z), out=into["blocks.weight"])
+        return
+    rows, z = kept
     if shape.block == "plain":
         back = out_SRD * slope(shape.activation, z)
     else:
-        # z is tanh of itself here: (1 - alpha) + alpha (1 - tanh²).
-        back = out_SRD * torch.addcmul(
-            torch.ones_like(alpha_S).view(-1, 1, 1), alpha_S.view(-1, 1, 1), z * z, value=-1
-        )
-    return {"blocks.weight": torch.matmul(rows.mT, back), "blocks.bias": back.sum(-2)}
+        # z is tanh of itself here.
+        through = torch.ops.aten.tanh_backward(out_SRD, z)
+        back = torch.lerp(out_SRD, through, alpha_S.view(-1, 1, 1), out=through)
+    torch.bmm(rows.mT, back, out=into["blocks.weight"])
+    torch.sum(back, -2, out=into["blocks.bias"])
 
 
 def slope(activation: Activation, z: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ credit, the mean over samples and the inner product, the gradients of all blocks
 gradient of the batch loss; that is a test.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from assay.engines.credit.net import Net, Trajectory, block_gradient, slope
-from assay.engines.credit.optim import square_length
+from assay.engines.credit.optim import length
 
 Surrogate = Literal["inner", "target-shift", "cosine"]
 Normalise = Literal["none", "per-layer", "per-sample"]
@@ -20,25 +21,36 @@ SMALL = 1e-6
 TINY = 1e-24
 
 
-def normalised(credit_SLBD: Tensor, how: Normalise) -> Tensor:
+def normalised(credit_SLBD: Tensor, how: Normalise, into: Tensor | None = None) -> Tensor:
     """Credit divided by its root mean square (plus 1e-6): of each sample's, or of a layer's batch.
 
     "per-sample" makes samples that are right push as hard as those that are wrong: it changes the
     direction of a batch's update even where the credit is exact.
+
+    Args:
+        credit_SLBD: Of any number of layers.
+        how: Over what the mean is taken.
+        into: Where the result is written; new if not given.
     """
     if how == "none":
-        return credit_SLBD
+        return credit_SLBD if into is None else into.copy_(credit_SLBD)
     axes = (-1,) if how == "per-sample" else (-2, -1)
-    rms = credit_SLBD.square().mean(axes, keepdim=True).sqrt()
-    return credit_SLBD / (rms + SMALL)
+    many = math.prod(credit_SLBD.shape[axis] for axis in axes)
+    length = torch.linalg.vector_norm(credit_SLBD, dim=axes, keepdim=True)
+    return torch.div(credit_SLBD, length / many**0.5 + SMALL, out=into)
 
 
-def with_last(guessed_SLBD: Tensor, trajectory: Trajectory, last_SCD: Tensor | None) -> Tensor:
-    """Credit of h_0 … h_L: the guess, and that of h_L, exact or by random feedback of the error."""
+def lesson_of(
+    guessed_SLBD: Tensor, trajectory: Trajectory, last_SCD: Tensor | None, how: Normalise
+) -> Tensor:
+    """Credit of h_0 … h_L, normalised: the guess, and that of h_L, exact or by random feedback."""
     last = trajectory.last_SBD
     if last_SCD is not None:
         last = torch.bmm(trajectory.error_SBC, last_SCD.to(last.dtype))
-    return torch.cat([guessed_SLBD, last.unsqueeze(1)], 1)
+    whole = torch.empty_like(trajectory.h_SLBD)
+    normalised(guessed_SLBD, how, whole[:, :-1])
+    normalised(last.unsqueeze(1), how, whole[:, -1:])
+    return whole
 
 
 def toward(
@@ -90,7 +102,7 @@ def gradients(
     """
     h = trajectory.h_SLBD
     samples = h.shape[2]
-    blocks: dict[str, list[Tensor]] = {}
+    found = {n: torch.empty_like(w) for n, w in net.parameters.items() if n.startswith("blocks.")}
     for index in range(net.shape.depth):
         start, state, kept = h[:, index], h[:, index + 1], trajectory.kept[index]
         output = state
@@ -98,9 +110,10 @@ def gradients(
             output, kept = net.forward(index, start)
         out = toward(output, start, state, credit_SLBD[:, index + 1], kind, eta)
         part = net.of_block(index)
-        for name, g in block_gradient(net.shape, net.alpha_S, part, kept, out).items():
-            blocks.setdefault(name, []).append(g)
-    found = {name: torch.stack(each, 1).div_(samples) for name, each in blocks.items()}
+        into = {name: g[:, index] for name, g in found.items()}
+        block_gradient(net.shape, net.alpha_S, part, kept, out, into)
+    for g in found.values():
+        g.div_(samples)
     if net.shape.loss == "quadratic":
         return found
     first = h[:, 0]
@@ -135,4 +148,4 @@ def cosine(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:
     """Cosine of two gradients of all parameters, for each run; [S]."""
     inner = sum((one[name] * other[name]).flatten(1).sum(-1) for name in one)
     assert isinstance(inner, Tensor)
-    return inner / (square_length(one) * square_length(other)).sqrt()
+    return inner / (length(one) * length(other))

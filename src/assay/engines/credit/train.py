@@ -19,7 +19,7 @@ from assay.engines.credit.firewall import View
 from assay.engines.credit.loop import compute
 from assay.engines.credit.net import Net, Shape, Trajectory, count
 from assay.engines.credit.optim import beside, clip_each, cosine_pace
-from assay.engines.credit.surrogates import cosine, gradients, normalised, with_last
+from assay.engines.credit.surrogates import cosine, gradients, lesson_of
 
 WARMUP_STREAM, ORDER_STREAM, LAST_STREAM = 2, 3, 4
 AUGMENT_STREAM = 1 << 32
@@ -108,17 +108,20 @@ class Training:
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Inputs [S, B, I] and labels [S, B] of the next step."""
-        xs, ys = [], []
-        for d, order in zip(self.data, self.orders, strict=True):
-            chosen = order.at(self.step)
-            x = d.train.x_NI[chosen]
-            if self.config.augment:
+        chosen = [order.at(self.step) for order in self.orders]
+        parts = [d.train for d in self.data]
+        size = (len(parts), len(chosen[0]))
+        x_SBI = parts[0].x_NI.new_empty(*size, self.shape.inputs)
+        y_SB = parts[0].y_N.new_empty(size)
+        for x, y, part, taken in zip(x_SBI, y_SB, parts, chosen, strict=True):
+            torch.index_select(part.x_NI, 0, taken, out=x)
+            torch.index_select(part.y_N, 0, taken, out=y)
+        if self.config.augment:
+            stream = AUGMENT_STREAM + self.step
+            for x, d, order in zip(x_SBI, self.data, self.orders, strict=True):
                 assert d.image is not None
-                stream = AUGMENT_STREAM + self.step
-                x = data_module.augmented(x, d.image, generator(order.seed, stream))
-            xs.append(x)
-            ys.append(d.train.y_N[chosen])
-        return torch.stack(xs), torch.stack(ys)
+                x.copy_(data_module.augmented(x, d.image, generator(order.seed, stream)))
+        return x_SBI, y_SB
 
     def advance(self) -> None:
         """One step of every run: the estimator's, then the net's."""
@@ -151,8 +154,7 @@ class Training:
         if is_warming.any():
             warm = self.warm.credit(trajectory, view)
             guessed = torch.where(is_warming.view(-1, 1, 1, 1), warm, guessed)
-        whole = with_last(guessed, trajectory, self.last_feedback_SCD)
-        return normalised(whole, self.config.normalise)
+        return lesson_of(guessed, trajectory, self.last_feedback_SCD, self.config.normalise)
 
     def update(self, found: dict[str, Tensor]) -> None:
         """Clip, and advance the nets."""

@@ -35,7 +35,10 @@ class Setting:
 
     def randn(self, *size: int) -> Tensor:
         """Normal numbers [S, *size], each run's from its own generator."""
-        return torch.stack([torch.randn(size, generator=g) for g in self.generators])
+        drawn = torch.empty(len(self.generators), *size)
+        for own, generator in zip(drawn, self.generators, strict=True):
+            torch.randn(size, generator=generator, out=own)
+        return drawn
 
     def each(self, name: str) -> Tensor:
         """A setting of every run, [S]."""
@@ -109,17 +112,19 @@ def credit_of(estimator: Estimator, trajectory: Trajectory, view: View) -> Tenso
             f"Estimator {estimator.name} must give credit of shape {list(wanted)} (runs, layers 0 to "
             f"L - 1, samples, width); got {list(credit.shape)}."
         )
+    # Later sums take terms in the order in which they lie, which must not differ with the stack's size.
+    credit = credit.detach().contiguous()
     # A sum is a number only if all its terms are: one pass where a look at each takes five.
     if not math.isfinite(float(credit.sum())):
         good = torch.isfinite(credit).flatten(2).all(-1)
         if good.all():
-            return credit.detach()
+            return credit
         run, layer = (~good).nonzero()[0].tolist()
         raise CreditError(
             f"Estimator {estimator.name} gave credit that is no number at layer {layer} (run {run} of "
             f"the cohort). Lower est_lr or the net's lr, or look at what it divides by."
         )
-    return credit.detach()
+    return credit
 
 
 def tensors(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

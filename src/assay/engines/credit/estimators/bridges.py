@@ -36,7 +36,7 @@ class StateBridge(Estimator):
         """J_P(h_l)ᵀ a_L; both sides of P are in units of h's size, which cancels."""
         h = trajectory.h_SLBD[:, :-1]
         mlp = self.learner.mlp
-        _, hidden = mlp(self.learner.inputs(h, self.times, trajectory))
+        hidden = mlp.hidden(self.learner.inputs(h, self.times, trajectory))
         last = trajectory.last_SBD.repeat(1, len(self.times), 1)
         return mlp.input_gradient(hidden, last, h.shape[-1]).view_as(h)
 
@@ -82,12 +82,14 @@ class ScalarBridge(Estimator):
         tie = self._tie(inputs, trajectory, view)
 
         def loss(mlp: Mlp) -> Tensor:
-            value, hidden = mlp(inputs)
+            # The last layer apart: its hidden layers are needed once more, and a slice's derivative
+            # would be a new tensor of all rows.
+            before, (at_end, hidden) = mlp(inputs[:, :-samples])[0], mlp(inputs[:, -samples:])
+            value = torch.cat([before, at_end], 1)
             missed = (value.squeeze(-1) - wanted).square().view(len(wanted), -1, samples)
             parts = missed.mean(2).sum(1) / spread_S
-            at_end = [z[:, -samples:] for z in hidden]
-            ones = torch.ones_like(value[:, -samples:])
-            slope = mlp.input_gradient(at_end, ones, h.shape[-1]) / learner.h_size
+            slope = mlp.input_gradient(hidden, torch.ones_like(at_end), h.shape[-1])
+            slope = slope / learner.h_size
             parts = parts + self.terminal_S * mean_square(slope - last) / last_size_S
             if self.setting.config.bridge != "mc":
                 parts = parts + self.tie_S * tie(mlp, value) / (
@@ -135,8 +137,8 @@ class ScalarBridge(Estimator):
         """The gradient of V by h_l."""
         h = trajectory.h_SLBD[:, :-1]
         mlp = self.learner.mlp
-        value, hidden = mlp(self.learner.inputs(h, self.times[:-1], trajectory))
-        slope = mlp.input_gradient(hidden, torch.ones_like(value), h.shape[-1])
+        hidden = mlp.hidden(self.learner.inputs(h, self.times[:-1], trajectory))
+        slope = mlp.input_gradient(hidden, torch.ones_like(hidden[0][..., :1]), h.shape[-1])
         return (slope / self.learner.h_size).view_as(h)
 
     def state(self) -> dict[str, Tensor]:

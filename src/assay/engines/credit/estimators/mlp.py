@@ -2,15 +2,41 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from assay.engines.credit.codes import Code, code_width
 from assay.engines.credit.estimators.base import Setting, tensors
-from assay.engines.credit.net import Trajectory, silu_slope
+from assay.engines.credit.net import Trajectory
 from assay.engines.credit.optim import Optimizer
+
+
+class _ThroughSilu(torch.autograd.Function):
+    """See `through_silu`; torch's own kernel has no derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, back: Tensor, z: Tensor) -> Tensor:
+        """One pass."""
+        ctx.save_for_backward(back, z)
+        return torch.ops.aten.silu_backward(back, z)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        """Linear in back; by z the second derivative, s (1 - s) (2 + z (1 - 2 s))."""
+        (back, z), g = ctx.saved_tensors, grads[0]
+        s = torch.sigmoid(z)
+        bend = torch.rsub(s, 1, alpha=2).mul_(z).add_(2).mul_(s).mul_(s.neg_().add_(1))
+        return torch.ops.aten.silu_backward(g, z), bend.mul_(back).mul_(g)
+
+
+def through_silu(back: Tensor, z: Tensor) -> Tensor:
+    """The derivative of SiLU at z, times back; can be differentiated once more."""
+    return _ThroughSilu.apply(back, z)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +65,18 @@ class Mlp:
         return cls([torch.stack(w) for w in weights], [torch.stack(b) for b in biases])
 
     def __call__(self, x_SRI: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Outputs [S, R, out], and the two hidden layers before their activation."""
-        first = torch.baddbmm(self.biases[0], x_SRI, self.weights[0])
-        second = torch.baddbmm(self.biases[1], functional.silu(first), self.weights[1])
-        last, bent = self.weights[2], functional.silu(second)
+        """Outputs [S, R, out], and `hidden`."""
+        hidden = self.hidden(x_SRI)
+        last, bent = self.weights[2], functional.silu(hidden[1])
         if last.shape[-1] == 1:
             # torch multiplies by one column in another way for one run than for several.
-            return (bent * last.mT).sum(-1, keepdim=True) + self.biases[2], [first, second]
-        return torch.baddbmm(self.biases[2], bent, last), [first, second]
+            return (bent * last.mT).sum(-1, keepdim=True) + self.biases[2], hidden
+        return torch.baddbmm(self.biases[2], bent, last), hidden
+
+    def hidden(self, x_SRI: Tensor) -> list[Tensor]:
+        """The two hidden layers before their activation."""
+        first = torch.baddbmm(self.biases[0], x_SRI, self.weights[0])
+        return [first, torch.baddbmm(self.biases[1], functional.silu(first), self.weights[1])]
 
     def input_gradient(self, hidden: list[Tensor], out_SRO: Tensor, first: int) -> Tensor:
         """Derivative of <outputs, out> by the first so many inputs, [S, R, first].
@@ -58,8 +88,8 @@ class Mlp:
         """
         last = self.weights[2].mT
         back = out_SRO * last if last.shape[1] == 1 else torch.bmm(out_SRO, last)
-        back = back * silu_slope(hidden[1])
-        back = torch.bmm(back, self.weights[1].mT) * silu_slope(hidden[0])
+        back = through_silu(back, hidden[1])
+        back = through_silu(torch.bmm(back, self.weights[1].mT), hidden[0])
         return torch.bmm(back, self.weights[0][:, :first].mT)
 
     def named(self) -> dict[str, Tensor]:
@@ -123,13 +153,13 @@ class Learner:
 
     def inputs(self, h_SKBD: Tensor, times: list[float], trajectory: Trajectory) -> Tensor:
         """Rows [S, K B, in] for states of K layers at their times."""
-        runs, layers, samples, _ = h_SKBD.shape
-        t = torch.tensor(times, dtype=h_SKBD.dtype).view(1, -1, 1, 1)
-        parts = [h_SKBD / self.h_size.unsqueeze(1), t.expand(runs, layers, samples, 1)]
+        runs, layers, samples, width = h_SKBD.shape
+        rows = h_SKBD.new_empty(runs, layers, samples, self.mlp.weights[0].shape[1])
+        torch.div(h_SKBD, self.h_size.unsqueeze(1), out=rows[..., :width])
+        rows[..., width] = torch.tensor(times, dtype=h_SKBD.dtype).view(1, -1, 1)
         if self.code is not None:
-            code = self.code(trajectory).unsqueeze(1)
-            parts.append(code.expand(runs, layers, *code.shape[2:]))
-        return torch.cat(parts, -1).flatten(1, 2)
+            rows[..., width + 1 :] = self.code(trajectory).unsqueeze(1)
+        return rows.flatten(1, 2)
 
     def learn(self, loss: Callable[[Mlp], Tensor], pace: float) -> Tensor:
         """One update of every run by its own loss; returns the losses [S].

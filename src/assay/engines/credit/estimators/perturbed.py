@@ -29,11 +29,12 @@ def loss_changes(
     if config.difference == "jvp":
         return view.tail_jvp(layers, at, u_SKMBD.unbind(1), trajectory.y)
     step = sizes(trajectory, config.epsilon)[:, layers].unsqueeze(2)
-    up = view.tail(layers, (h + step * u_SKMBD).unbind(1), trajectory.y)
+    shift = step * u_SKMBD
+    up = view.tail(layers, (h + shift).unbind(1), trajectory.y)
     if config.difference == "one-sided":
         change = up - trajectory.loss_SB.unsqueeze(1).unsqueeze(1)
         return change / step.squeeze(-1)
-    down = view.tail(layers, (h - step * u_SKMBD).unbind(1), trajectory.y)
+    down = view.tail(layers, torch.sub(h, shift, out=shift).unbind(1), trajectory.y)
     return (up - down) / (2 * step.squeeze(-1))
 
 

@@ -1,0 +1,139 @@
+"""`assay concepts pretrain`: train an encoder without a study, by one process or several."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from assay.cli.common import Output
+from assay.cli.local_files import Folder, LocalContext, interruptible
+from assay.cli.options import SetOption, assigned, checked, tell_settings
+from assay.core.config import to_plain
+from assay.core.errors import ConfigError
+from assay.core.settings import Settings
+from assay.engines.concepts.config import PretrainConfig
+from assay.engines.concepts.engine import ENGINE
+
+LISTING = "assay concepts settings"
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class What:
+    """What is trained, and on what."""
+
+    corpus: str = "python"
+    """python (this interpreter's standard library), hub:NAME, or in the data folder a text file or a
+    folder with train.txt and valid.txt."""
+    objective: str = "mlm"
+    """mlm, whole-word, span, tsdae, diffusion or prefix."""
+    hidden: int = 128
+    """Numbers of a concept."""
+    layers: int = 2
+    """Of the encoder."""
+    slots: int = 32
+    """Concepts of a text."""
+    steps: int = 600
+    """Updates."""
+    seed: int = 0
+    """Of first weights, dropout, the order of texts and what is hidden in them."""
+    set_: SetOption = None
+    """Further settings as name=value, as in a study's [config]; values are JSON."""
+
+    @cached_property
+    def config(self) -> PretrainConfig:
+        """All of it, checked."""
+        names = ("corpus", "objective", "hidden", "layers", "slots", "steps")
+        own = {name: getattr(self, name) for name in names}
+        others = assigned(self.set_ or [], "batch=16")
+        for name in own:
+            if name in others:
+                raise ConfigError(f"--set {name}: give it as --{name}.")
+        if self.objective in ("diffusion", "prefix"):
+            own["decoder"] = "diffusion"
+        return checked(PretrainConfig, own | others, listing=LISTING)
+
+
+class Follower(Folder):
+    """What the processes beside the first one see of the run: where to go on from, and nothing to write."""
+
+    def load_checkpoint(self) -> tuple[int, bytes] | None:
+        """The state in the folder."""
+        path = self.folder / LocalContext.state
+        content = path.read_bytes() if path.exists() else b""
+        return (int.from_bytes(content[:8], "little"), content[8:]) if content else None
+
+    def save(self, name: str, content: bytes) -> str:
+        """The first process does; so it does all of the following."""
+        return ""
+
+    def log(self, values: Mapping[str, float], *, step: int) -> None:
+        """Nothing."""
+
+    def summary(self, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def spent(self, **budget: float) -> None:
+        """Nothing."""
+
+    def save_checkpoint(self, step: int, content: bytes) -> None:
+        """Nothing."""
+
+
+def pretrain(
+    out: Path,
+    what: What | None = None,
+    *,
+    threads: int = 2,
+    quiet: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Train an encoder on texts, and store it as the transformers library does.
+
+    Writes OUT/ with metrics.csv, summary.json, config.json and model/ (safetensors and tokenizer, for
+    `from_pretrained`). Ctrl-C saves the state; the same command goes on from it, bit for bit. Several
+    processes share each batch: torchrun --nproc-per-node 2 --no-python assay concepts pretrain OUT …
+    `assay concepts settings` lists what can be set.
+
+    Args:
+        out: Folder for the run.
+        what: What is trained.
+        threads: Of each process.
+        quiet: No progress lines.
+    """
+    from assay.engines.concepts.pretrain import is_first_process, train, unpacked
+
+    what = what or What()
+    seeds = {"init": what.seed, "data": what.seed}
+    data_dir = Settings.from_environment().data_dir
+    if not is_first_process():
+        train(
+            [what.config],
+            [Follower(out, seeds=seeds, quiet=True, threads=threads, data_dir=data_dir)],
+        )
+        return
+    task = ENGINE.tasks["pretrain"]
+    told = {
+        "config": to_plain(what.config),
+        "seeds": seeds,
+        "data": task.fingerprint(what.config, seeds, data_dir),
+    }
+    context = LocalContext(
+        out, told=told, seeds=seeds, quiet=quiet, threads=threads, data_dir=data_dir
+    )
+    if not context.is_finished:
+        with interruptible([context]):
+            train([what.config], [context])
+        if context.stop:
+            print(f"stopped; the same command goes on from {out}", file=sys.stderr)
+            raise SystemExit(130)
+        unpacked(out / "model.zip", out / "model")
+    context.report(Output())
+
+
+def settings() -> None:
+    """All settings of a run, for --set and for a study's [config], and the metrics that it reports."""
+    tell_settings(PretrainConfig, ENGINE.tasks["pretrain"].metrics)

@@ -1,0 +1,208 @@
+"""What a run of the concepts engine is: flat, checked, frozen configurations. No torch here."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Objective = Literal["mlm", "whole-word", "span", "tsdae", "diffusion", "prefix"]
+ConceptLoss = Literal[
+    "orthogonality",
+    "soft-orthogonality",
+    "uniformity",
+    "variance",
+    "covariance",
+    "vicreg",
+    "combined",
+    "spread",
+    "input-variance",
+]
+SIZES = (
+    "seq_len", "held_blocks", "hidden", "layers", "inner", "slots", "decoder_layers",
+    "batch", "steps", "eval_interval",
+)  # fmt: skip
+SHARES = ("dropout", "mask_rate", "t_min", "label_smoothing")
+WITH_RATE = frozenset({"mlm", "whole-word", "span", "tsdae"})
+TIMED = frozenset({"diffusion", "prefix"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PretrainConfig:
+    """An encoder that learns from texts alone."""
+
+    corpus: str = "python"
+    """"python" (this interpreter's standard library), hub:NAME, or in the data folder a text file or a
+    folder with train.txt and valid.txt."""
+    tokenizer: str = ""
+    """A folder or a name of the hub; empty: one is trained on the corpus."""
+    vocab_size: int = 4096
+    """Of the tokenizer that is trained."""
+    seq_len: int = 128
+    """Tokens of a text, special ones included."""
+    packed: bool = True
+    """Documents one after another, cut to equal lengths; otherwise each is cut off or filled up."""
+    train_blocks: int = 0
+    """Texts of the corpus to train on; 0 is all."""
+    held_blocks: int = 256
+    """Held-out texts on which loss and concepts are measured: a half while training, the other at
+    the end."""
+
+    architecture: Literal["concepts", "bert"] = "concepts"
+    """"bert": a plain encoder of the same width, as many layers as give the same size."""
+    hidden: int = 128
+    """H, numbers of a concept."""
+    layers: int = 2
+    """Of the encoder."""
+    heads: int = 0
+    """Of attention; 0: one for every 64 numbers, 8 at most."""
+    inner: int = 256
+    """Width inside the feed-forward parts."""
+    slots: int = 32
+    """C, concepts of a text; fewer than its tokens."""
+    token_dim: int = 0
+    """Numbers of a token's embedding; 0 is H, fewer are projected."""
+    dropout: float = 0.1
+    """Of embeddings, feed-forward parts and attention."""
+    init_range: float = 0.02
+    """Deviation of first weights."""
+    slot_places: Literal["none", "sinusoidal", "learned"] = "none"
+    """Added to the slots."""
+    bidirectional: bool = False
+    """Tokens read the concepts too (BiXT)."""
+    recursive: bool = False
+    """One layer, applied again and again."""
+    iterations: int = 0
+    """How often; 0 is `layers` times."""
+    tied: bool = True
+    """The last layer's weights are the token embeddings."""
+    dense_head: bool = False
+    """Compute the logits of tokens that nobody asks for too: the same loss, slower."""
+
+    objective: Objective = "mlm"
+    """What is hidden: tokens, whole words, spans, most tokens (tsdae), a share that varies
+    (diffusion), or such a share of a text whose beginning alone is read (prefix)."""
+    mask_rate: float = 0.15
+    """Share of tokens that are hidden; under tsdae, deleted."""
+    decoder: Literal["perceiver", "position", "weighted", "diffusion"] = "perceiver"
+    """What rebuilds them; see `ConceptConfig`."""
+    decoder_layers: int = 2
+    """Of the diffusion decoder."""
+    modulation: Literal["zero", "normal", "plain"] = "zero"
+    """How the time reaches them: adaLN-Zero, the same with gates that begin as any weight, or scale
+    and shift alone."""
+    t_min: float = 0.05
+    """Smallest share of hidden tokens."""
+    time_weight: Literal["none", "clamped", "elbo"] = "none"
+    """Weight of a text by its share of hidden tokens: none, the source's, or the true 1 / t."""
+    label_smoothing: float = 0.0
+    """Of the training loss."""
+    concept_losses: tuple[ConceptLoss, ...] = ()
+    """Added to it, on the concepts."""
+    concept_weight: float = 0.1
+    """Of all of them together, where weights are fixed."""
+    weighting: Literal["fixed", "learned", "kendall-gal"] = "fixed"
+    """Of task and concept losses."""
+    weighting_lr: float = 1e-2
+    """Learning rate of learned weights; Adam moves them by about so much a step."""
+
+    batch: int = 32
+    """Texts a step."""
+    steps: int = 600
+    """Updates."""
+    lr: float = 5e-4
+    """Largest learning rate, AdamW."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Of the learning rate after the warm-up."""
+    warmup: int = 50
+    """Steps over which it rises."""
+    weight_decay: float = 0.01
+    """Decoupled; not of biases and norms."""
+    clip: float = 1.0
+    """Largest norm of all gradients together; 0 does not clip."""
+    eval_interval: int = 200
+    """Steps between measurements and checkpoints."""
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
+        _check_architecture(self)
+        _check_objective(self)
+
+    @property
+    def attention_heads(self) -> int:
+        """Heads, chosen where they are not given."""
+        return self.heads or min(max(self.hidden // 64, 1), 8)
+
+
+def _check_numbers(c: PretrainConfig) -> None:
+    for name in SIZES:
+        if getattr(c, name) < 1:
+            raise ValueError(f"{name} must be 1 or more; got {getattr(c, name)}")
+    for name in SHARES:
+        if not 0 <= getattr(c, name) < 1:
+            raise ValueError(f"{name} must be in [0, 1); got {getattr(c, name)}")
+    for name in ("lr", "weighting_lr", "init_range"):
+        if not getattr(c, name) > 0:
+            raise ValueError(f"{name} must be above 0; got {getattr(c, name)}")
+    for name in (
+        "clip",
+        "weight_decay",
+        "warmup",
+        "train_blocks",
+        "concept_weight",
+        "token_dim",
+        "iterations",
+    ):
+        if not getattr(c, name) >= 0:
+            raise ValueError(f"{name} must be 0 or more; got {getattr(c, name)}")
+    if c.held_blocks < 4:
+        raise ValueError(
+            f"held_blocks must be 4 or more, a half of them for the end; got {c.held_blocks}"
+        )
+
+
+def _check_architecture(c: PretrainConfig) -> None:
+    if c.hidden % c.attention_heads:
+        raise ValueError(
+            f"hidden must be a multiple of heads; got {c.hidden} and {c.attention_heads}"
+        )
+    if c.architecture == "concepts" and c.slots > c.seq_len:
+        raise ValueError(
+            f"slots must be at most seq_len: more concepts than tokens squeeze nothing; got {c.slots} and "
+            f"{c.seq_len}"
+        )
+    if c.tied and c.token_dim not in (0, c.hidden):
+        raise ValueError(f"tied needs token_dim 0; got {c.token_dim}. Give tied = false")
+    if c.iterations and not c.recursive:
+        raise ValueError("iterations are of the recursive encoder; give recursive = true")
+    if c.architecture == "bert":
+        if c.objective not in ("mlm", "whole-word", "span"):
+            raise ValueError(
+                f'architecture "bert" rebuilds what it reads: objective mlm, whole-word or span; got {c.objective}'
+            )
+        given = [
+            name for name in ("bidirectional", "recursive", "concept_losses") if getattr(c, name)
+        ]
+        if given:
+            raise ValueError(
+                f'architecture "bert" has no {", ".join(given)}: those are of concepts'
+            )
+
+
+def _check_objective(c: PretrainConfig) -> None:
+    if c.objective in WITH_RATE and c.mask_rate <= 0:
+        raise ValueError(f"mask_rate must be above 0 under {c.objective}; got {c.mask_rate}")
+    if c.objective in TIMED and c.decoder != "diffusion":
+        raise ValueError(f'objective {c.objective} needs decoder = "diffusion"; got "{c.decoder}"')
+    if c.time_weight != "none" and c.objective not in TIMED:
+        raise ValueError(
+            f"time_weight weighs by the share that is hidden, which is the same in all texts under "
+            f"{c.objective}; give objective diffusion or prefix, or time_weight none"
+        )
+    if c.time_weight != "none" and c.t_min <= 0:
+        raise ValueError("t_min must be above 0 where the loss is divided by t")
+    if len(set(c.concept_losses)) != len(c.concept_losses):
+        raise ValueError(f"concept_losses must differ; got {', '.join(c.concept_losses)}")
+    if c.weighting != "fixed" and not c.concept_losses:
+        raise ValueError(f"weighting {c.weighting} needs concept_losses to weigh")
+    if c.concept_losses and "orthogonality" in c.concept_losses and c.slots > c.hidden:
+        raise ValueError(
+            f"orthogonality needs slots ≤ hidden: {c.slots} vectors of {c.hidden} numbers cannot all be orthogonal"
+        )

@@ -1,0 +1,114 @@
+"""Adapter: what the lab needs to know about this engine. No torch until a task runs."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from assay.core.engine import Engine, Metric, RunContext, Task
+from assay.core.errors import ConfigError
+from assay.engines import facts
+from assay.engines.concepts.analysis_metrics import under
+from assay.engines.concepts.config import ConceptLoss, PretrainConfig
+from assay.engines.concepts.corpus import HUB, PYTHON, digest
+
+_LOSSES: tuple[str, ...] = get_args(ConceptLoss)
+
+
+def _held(split: str) -> dict[str, Metric]:
+    return {
+        f"{split}/loss_nats": Metric(
+            says="Mean cross-entropy of the tokens that the objective asks for, on held-out texts "
+            f"({split}); unweighted, unsmoothed, without concept losses.",
+            goal="min",
+            low=0.0,
+        ),
+        f"{split}/accuracy": Metric(
+            says=f"Share of those tokens that are the likeliest, on held-out texts ({split}).",
+            goal="max",
+            low=0.0,
+            high=1.0,
+        ),
+    }
+
+
+TRAINING = {
+    "train/loss_nats": Metric(
+        says="The task's loss on this step's batch, before the step, with its weights of time and its smoothing.",
+        goal="min",
+    ),
+    "train/grad_norm": Metric(
+        says="Length of all gradients together, before they are clipped.", goal="min", low=0.0
+    ),
+    "train/grad_norm_max": Metric(says="The largest of the run.", goal="min", low=0.0),
+    "model/parameters": Metric(says="Trained numbers, those of decoder and head too.", low=0.0),
+    "speed/seconds_per_step": Metric(
+        says="Wall time of a step of this attempt, measurements included.", goal="min", low=0.0
+    ),
+    "weight/task": Metric(says="What the task's loss is multiplied by.", low=0.0),
+} | {
+    name: metric
+    for loss in _LOSSES
+    for name, metric in (
+        (f"train/{loss}_loss", Metric(says=f"The concept loss {loss} of this step's batch.")),
+        (f"weight/{loss}", Metric(says=f"What the concept loss {loss} is multiplied by.", low=0.0)),
+    )
+}
+
+
+def _train(configs: Sequence[Any], contexts: Sequence[RunContext]) -> None:
+    from assay.engines.concepts.pretrain import train
+
+    train(configs, contexts)
+
+
+def _fingerprint(
+    config: PretrainConfig, seeds: Mapping[str, int], data_dir: Path | None
+) -> dict[str, str]:
+    found = {f"corpus {config.corpus}": digest(config.corpus, data_dir)}
+    if config.tokenizer:
+        from assay.engines.concepts.tokens import fetch_tokenizer, identity
+
+        found[f"tokenizer {config.tokenizer}"] = identity(fetch_tokenizer(config.tokenizer))
+    return found
+
+
+def check(configs: Sequence[PretrainConfig], data_dir: Path | None) -> None:
+    """Refuse what would fail every run: a text that is not there, or that a study cannot name everywhere.
+
+    Raises:
+        ConfigError: Told with the way out.
+    """
+    from assay.engines.concepts.corpus import corpus
+
+    for name in {config.corpus for config in configs}:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ConfigError(
+                f"corpus must be {PYTHON}, {HUB}NAME or a path inside the data folder, ASSAY_DATA, so that a "
+                f"study says the same on every machine; got {name!r}. Put the text there, and name it from there."
+            )
+        if not name.startswith(HUB):
+            corpus(name, data_dir)
+
+
+def _environment() -> dict[str, str]:
+    return facts.of_torch()
+
+
+ENGINE = Engine(
+    name="concepts",
+    tasks={
+        "pretrain": Task(
+            name="pretrain",
+            config=PretrainConfig,
+            seeds=("init", "data"),
+            metrics=TRAINING | _held("val") | _held("test") | under("val") | under("test"),
+            run=_train,
+            budget=("steps",),
+            check=check,
+            fingerprint=_fingerprint,
+            environment=_environment,
+            max_threads=1,
+        )
+    },
+    packages=("torch", "transformers", "tokenizers", "accelerate", "numpy"),
+)

@@ -1,0 +1,90 @@
+"""What a model does with texts that it was not trained on."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from assay.engines.concepts.analysis import collect, measure
+from assay.engines.concepts.collators import Batch, Collator, Texts, padded
+from assay.engines.concepts.masked import IGNORED, ConceptForMaskedLM
+from assay.engines.concepts.prepare import Prepared
+from assay.engines.concepts.tokens import Blocks
+
+HELD_SEED = 0
+"""Of what is hidden in held-out texts: the same for every run, so that runs are asked the same."""
+CHIEF = ("input_dependence", "rank_mean", "rank_text", "rank_input", "cosine_mean")
+"""Measures of the concepts that are logged while training; at the end all are."""
+
+
+class Held:
+    """Held-out texts, corrupted once.
+
+    Args:
+        data: Of the run.
+        corrupt: The objective's.
+        batch: Texts at once.
+    """
+
+    def __init__(self, data: Prepared, corrupt: Collator, batch: int) -> None:
+        self.parts = {"val": data.val, "test": data.test}
+        self.batches = {name: _batches(part, corrupt, batch) for name, part in self.parts.items()}
+        self.data, self.batch = data, batch
+
+    def measure(self, model: Any, split: str) -> dict[str, float]:
+        """Loss, and of an encoder with concepts what they are: while training the chief measures alone."""
+        found = self._loss(model, split)
+        if isinstance(model, ConceptForMaskedLM):
+            concepts = self._concepts(model, split)
+            names = CHIEF if split == "val" else tuple(concepts)
+            found |= {f"{split}/{name}": concepts[name] for name in names if name in concepts}
+        return found
+
+    def _concepts(self, model: ConceptForMaskedLM, split: str) -> dict[str, float]:
+        rows = self.parts[split].ids
+        made = [
+            padded(rows[first : first + self.batch], self.data.tokenizer)
+            for first in range(0, len(rows), self.batch)
+        ]
+        batches = ({"input_ids": texts.ids_BN, "attention_mask": texts.mask_BN} for texts in made)
+        collected = collect(
+            model.encoder, batches, attentions="last" if split == "test" else "none"
+        )
+        return measure(collected.concepts_TCH, collected.attention)
+
+    def _loss(self, model: Any, split: str) -> dict[str, float]:
+        """On the tokens that are asked for, unweighted and unsmoothed."""
+        nats, right, asked = 0.0, 0, 0
+        with evaluating(model), torch.no_grad():
+            for batch in self.batches[split]:
+                logits, wanted = asked_for(model(**batch).logits, batch["labels"])
+                nats += float(functional.cross_entropy(logits, wanted, reduction="sum"))
+                right += int((logits.argmax(-1) == wanted).sum())
+                asked += len(wanted)
+        return {f"{split}/loss_nats": nats / asked, f"{split}/accuracy": right / asked}
+
+
+def asked_for(logits: Tensor, labels_BN: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and labels of the tokens that have one; models may give the logits of others too."""
+    where = labels_BN != IGNORED
+    return (logits if logits.dim() == 2 else logits[where]), labels_BN[where]
+
+
+def _batches(blocks: Blocks, corrupt: Collator, batch: int) -> list[Batch]:
+    texts = Texts(blocks, HELD_SEED)
+    firsts = range(0, len(texts), batch)
+    return [corrupt([texts[i] for i in range(f, min(f + batch, len(texts)))]) for f in firsts]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A model without dropout, and afterwards as it was."""
+    was = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was)

@@ -1,0 +1,160 @@
+"""From a run's configuration: tokenizer, texts and model."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from transformers import BertConfig, BertForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from assay.core.errors import ConfigError
+from assay.engines.concepts.config import PretrainConfig
+from assay.engines.concepts.configuration import ConceptConfig
+from assay.engines.concepts.corpus import corpus
+from assay.engines.concepts.models import ConceptForMaskedLM, ConceptModel
+from assay.engines.concepts.tokens import Blocks, Cut, blocks, fetch_tokenizer, train_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Tokenizer and texts of a run.
+
+    Attributes:
+        tokenizer: Of the model.
+        train: To train on.
+        val: Held out; looked at while training.
+        test: Held out; looked at once, at the end.
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+    train: Blocks
+    val: Blocks
+    test: Blocks
+
+
+def prepare(config: PretrainConfig, data_dir: Path | None) -> Prepared:
+    """Read, and cut into blocks; runs of one process that read the same share it.
+
+    Raises:
+        ConfigError: The corpus or the tokenizer is not there, or there is too little text.
+    """
+    tokenizer = _tokenizer(config.corpus, config.tokenizer, config.vocab_size, data_dir)
+    cut = Cut(
+        length=config.seq_len,
+        packed=config.packed,
+        most=config.train_blocks,
+        words=config.objective == "whole-word",
+    )
+    return _prepared(config.corpus, tokenizer, cut, config.held_blocks, data_dir)
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(
+    name: str, place: str, vocab_size: int, data_dir: Path | None
+) -> PreTrainedTokenizerFast:
+    return (
+        fetch_tokenizer(place)
+        if place
+        else train_tokenizer(corpus(name, data_dir).train, vocab_size)
+    )
+
+
+@lru_cache(maxsize=2)
+def _prepared(
+    name: str, tokenizer: PreTrainedTokenizerFast, cut: Cut, held: int, data_dir: Path | None
+) -> Prepared:
+    texts = corpus(name, data_dir)
+    train = blocks(texts.train, tokenizer, cut)
+    kept = blocks(
+        texts.held, tokenizer, Cut(length=cut.length, packed=cut.packed, most=held, words=cut.words)
+    )
+    if len(kept) < held:
+        raise ConfigError(
+            f"The held-out part of {name!r} must fill held_blocks = {held} texts of {cut.length} tokens; it fills "
+            f"{len(kept)}. Set held_blocks to that, or take a longer corpus."
+        )
+    half = held // 2
+    return Prepared(tokenizer, train, _part(kept, 0, half), _part(kept, half, held))
+
+
+def _part(found: Blocks, first: int, last: int) -> Blocks:
+    words = None if found.words is None else found.words[first:last]
+    return Blocks(found.ids[first:last], words)
+
+
+def model_of(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """The model that a configuration describes, with first weights from the global generator."""
+    own = concept_config(config, tokenizer)
+    if config.architecture == "concepts":
+        return ConceptForMaskedLM(own)
+    return BertForMaskedLM(same_size(own))
+
+
+def concept_config(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> ConceptConfig:
+    """The model's own settings."""
+    return ConceptConfig(
+        vocab_size=len(tokenizer),
+        concept_num=config.slots,
+        hidden_size=config.hidden,
+        token_embedding_dim=config.token_dim or None,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.attention_heads,
+        intermediate_size=config.inner,
+        hidden_dropout_prob=config.dropout,
+        attention_probs_dropout_prob=config.dropout,
+        max_position_embeddings=config.seq_len,
+        concept_position_type=config.slot_places,
+        initializer_range=config.init_range,
+        bidirectional=config.bidirectional,
+        recursive=config.recursive,
+        num_iterations=config.iterations,
+        decoder_type=config.decoder,
+        decoder_layers=config.decoder_layers,
+        modulation=config.modulation,
+        t_min=config.t_min,
+        time_weight=config.time_weight,
+        label_smoothing=config.label_smoothing,
+        concept_losses=list(config.concept_losses),
+        concept_weight=config.concept_weight,
+        weighting=config.weighting,
+        dense_head=config.dense_head,
+        pad_token_id=tokenizer.pad_token_id,
+        mask_token_id=tokenizer.mask_token_id,
+        cls_token_id=tokenizer.cls_token_id,
+        sep_token_id=tokenizer.sep_token_id,
+        tie_word_embeddings=config.tied,
+    )
+
+
+def same_size(config: ConceptConfig) -> BertConfig:
+    """A plain encoder of the same width whose number of parameters is nearest.
+
+    Raises:
+        ConfigError: Its tokens are embedded in another width.
+    """
+    if config.embedding_dim != config.hidden_size:
+        raise ConfigError(
+            'architecture "bert" embeds tokens in `hidden` numbers; give token_dim 0.'
+        )
+    size, inner = config.hidden_size, config.intermediate_size
+    wanted = sum(p.numel() for p in _meta(config).layers.parameters()) + config.concept_num * size
+    layer = 4 * (size * size + size) + 2 * size * inner + inner + size + 4 * size
+    return BertConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=size,
+        num_hidden_layers=max(1, round(wanted / layer)),
+        num_attention_heads=config.num_attention_heads,
+        intermediate_size=inner,
+        hidden_dropout_prob=config.hidden_dropout_prob,
+        attention_probs_dropout_prob=config.attention_probs_dropout_prob,
+        max_position_embeddings=config.max_position_embeddings,
+        initializer_range=config.initializer_range,
+        pad_token_id=config.pad_token_id,
+        tie_word_embeddings=config.tie_word_embeddings,
+    )
+
+
+def _meta(config: ConceptConfig) -> ConceptModel:
+    """The encoder without numbers, to be counted."""
+    with torch.device("meta"):
+        return ConceptModel(config)

@@ -1,0 +1,302 @@
+"""Pretraining: the library's Trainer, told what to record and when to stop."""
+
+import io
+import json
+import math
+import tempfile
+import time
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import Tensor, nn
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    get_scheduler,
+    set_seed,
+)
+from transformers.utils.logging import disable_progress_bar
+
+from assay.core.engine import RunContext
+from assay.core.errors import ConfigError
+from assay.engines import memory
+from assay.engines.concepts.collators import Collator, Texts, collator
+from assay.engines.concepts.config import PretrainConfig
+from assay.engines.concepts.held import Held
+from assay.engines.concepts.masked import loss_divisor
+from assay.engines.concepts.prepare import Prepared, model_of, prepare
+
+NOTES = "assay.json"
+"""In a checkpoint: what this module remembers besides the library's own state."""
+SHOW_EVERY_S = 1.0
+
+
+class Pretrainer(Trainer):
+    """The library's Trainer, which also clips by itself, so that the length of every gradient is known.
+
+    Args:
+        config: Of the run.
+        **kwargs: Of the library's.
+    """
+
+    def __init__(self, config: PretrainConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.config = config
+        self.last: dict[str, float] = {}
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """The model's own loss; its parts are kept. Processes that train together divide alike."""
+        if self.args.world_size > 1 and self.config.architecture == "concepts":
+            inputs = {**inputs, "divisor": self._shared_divisor(inputs)}
+        outputs = model(**inputs)
+        task = getattr(outputs, "task_loss", None)
+        own = outputs.loss.detach() if task is None else task
+        self.last = {"train/loss_nats": self.accelerator.reduce(own, reduction="mean").item()}
+        parts = getattr(outputs, "concept_losses", None) or {}
+        self.last |= {f"train/{name}_loss": float(value) for name, value in parts.items()}
+        return (outputs.loss, outputs) if kwargs.get("return_outputs") else outputs.loss
+
+    def _shared_divisor(self, inputs: dict[str, Any]) -> Tensor:
+        mask = inputs.get("decoder_attention_mask", inputs["attention_mask"])
+        own = loss_divisor(self.config.time_weight, inputs["labels"], mask, inputs.get("time"))
+        shared: Tensor = self.accelerator.reduce(own, reduction="mean")
+        return shared
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """One backward pass; gradients are shortened where they are longer than the limit."""
+        loss = super().training_step(model, *args, **kwargs)
+        limit = self.config.clip or torch.inf
+        norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
+        self.last["train/grad_norm"] = float(norm)
+        return loss
+
+
+class Recorder(TrainerCallback):
+    """Tells the lab what happens, and the Trainer when the lab wants it to stop.
+
+    Args:
+        config: Of the run.
+        context: Of the run.
+        held: Measures the model.
+        notes: What an earlier attempt remembers.
+    """
+
+    def __init__(
+        self, config: PretrainConfig, context: RunContext, held: Held, notes: dict[str, float]
+    ) -> None:
+        self.config, self.context, self.held, self.notes = config, context, held, notes
+        self.trainer: Pretrainer | None = None
+        self.shown = 0.0
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Hide other tokens; the library's loader says so to the texts only where it is the only process."""
+        assert self.trainer is not None
+        texts = self.trainer.train_dataset
+        assert isinstance(texts, Texts)
+        texts.set_epoch(math.floor((state.epoch or 0.0) + 1e-6))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Record the step; measure, save and stop where it is time."""
+        assert self.trainer is not None
+        step, last = state.global_step, dict(self.trainer.last)
+        self.notes["longest"] = max(self.notes.get("longest", 0.0), last["train/grad_norm"])
+        at_evaluation = step % self.config.eval_interval == 0 or step == self.config.steps
+        if at_evaluation:
+            last |= self.held.measure(self.trainer.model, "val")
+        weights = getattr(self.trainer.model, "loss_weights", None)
+        if at_evaluation and weights is not None and weights.names:
+            last |= {f"weight/{name}": value for name, value in weights.weights().items()}
+        self.context.log(last, step=step - 1)
+        if time.monotonic() - self.shown > SHOW_EVERY_S:
+            self.shown = time.monotonic()
+            self.context.progress(step, self.config.steps, {"loss": last["train/loss_nats"]})
+        if self.context.should_stop() and step < self.config.steps:
+            control.should_training_stop = control.should_save = True
+        if at_evaluation and step < self.config.steps:
+            control.should_save = True
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Hand the library's checkpoint to the lab."""
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        (folder / NOTES).write_text(json.dumps(self.notes))
+        self.context.save_checkpoint(state.global_step, packed(folder))
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+
+
+def train(configs: Sequence[PretrainConfig], contexts: Sequence[RunContext]) -> None:
+    """Train runs one after another; they share the texts, and nothing else."""
+    memory.keep()
+    disable_progress_bar()  # of storing a model: the lab has its own display
+    for config, context in zip(configs, contexts, strict=True):
+        if not context.should_stop():
+            with tempfile.TemporaryDirectory() as folder:
+                pretrain(config, context, Path(folder))
+
+
+def pretrain(config: PretrainConfig, context: RunContext, folder: Path) -> PreTrainedModel:
+    """Train one encoder, from its checkpoint if there is one, to the end or until it is asked to stop.
+
+    The library draws first weights and dropout from the global generator, which is therefore seeded
+    here; what is hidden in texts has generators of its own.
+
+    Args:
+        config: All settings.
+        context: Of the run.
+        folder: For the Trainer's files.
+
+    Raises:
+        ConfigError: Settings and texts do not go together.
+    """
+    torch.set_num_threads(context.threads)
+    processes = PartialState(cpu=context.device == "cpu").num_processes
+    if config.batch % processes:
+        raise ConfigError(
+            f"batch must be a multiple of the {processes} processes that share it; got {config.batch}."
+        )
+    data = prepare(config, context.data_dir)
+    corrupt = collator(config.objective, data.tokenizer, rate=config.mask_rate, t_min=config.t_min)
+    set_seed(context.seeds["init"])
+    model = model_of(config, data.tokenizer)
+    start, notes = _restored(context, folder)
+    held = Held(data, corrupt, config.batch)
+    recorder = Recorder(config, context, held, notes)
+    trainer = _trainer(config, model, data, corrupt, recorder, context.seeds, folder)
+    recorder.trainer = trainer
+    began = time.perf_counter()
+    trainer.train(resume_from_checkpoint=start)
+    seconds = time.perf_counter() - began
+    if trainer.state.global_step >= config.steps:
+        _finish(config, context, trainer, recorder, data, seconds)
+    return model
+
+
+def is_first_process() -> bool:
+    """Whether this process records; others, which torchrun started beside it, share its batches. Joins them."""
+    first: bool = PartialState(cpu=True).is_main_process
+    return first
+
+
+def _trainer(
+    config: PretrainConfig,
+    model: PreTrainedModel,
+    data: Prepared,
+    corrupt: Collator,
+    recorder: Recorder,
+    seeds: Any,
+    folder: Path,
+) -> Pretrainer:
+    optimizer = _optimizer(config, model)
+    schedule = get_scheduler(config.schedule, optimizer, config.warmup, config.steps)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=config.steps,
+        per_device_train_batch_size=config.batch // PartialState().num_processes,
+        max_grad_norm=0.0,
+        seed=seeds["init"],
+        data_seed=seeds["data"],
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_drop_last=True,
+        ddp_find_unused_parameters=False,
+        use_cpu=recorder.context.device == "cpu",
+    )
+    trainer = Pretrainer(
+        config,
+        model=model,
+        args=arguments,
+        train_dataset=Texts(data.train, seeds["data"]),
+        data_collator=corrupt,
+        processing_class=data.tokenizer,
+        optimizers=(optimizer, schedule),
+        callbacks=[recorder],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _optimizer(config: PretrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW: matrices decay, biases and norms do not, and learned loss weights have a rate of their own."""
+    groups: dict[str, list[nn.Parameter]] = {"decay": [], "plain": [], "weighting": []}
+    for name, parameter in model.named_parameters():
+        weighs = name.startswith("loss_weights.")
+        groups["weighting" if weighs else "decay" if parameter.dim() > 1 else "plain"].append(
+            parameter
+        )
+    made = [
+        {"params": groups["decay"], "weight_decay": config.weight_decay},
+        {"params": groups["plain"], "weight_decay": 0.0},
+        {"params": groups["weighting"], "weight_decay": 0.0, "lr": config.weighting_lr},
+    ]
+    return torch.optim.AdamW([g for g in made if g["params"]], lr=config.lr, fused=True)
+
+
+def _restored(context: RunContext, folder: Path) -> tuple[str | None, dict[str, float]]:
+    """Unpack the last checkpoint; where, and what was remembered."""
+    found = context.load_checkpoint()
+    if found is None:
+        return None, {}
+    place = folder / f"checkpoint-{found[0]}"
+    with zipfile.ZipFile(io.BytesIO(found[1])) as archive:
+        archive.extractall(place)
+    return str(place), json.loads((place / NOTES).read_text())
+
+
+def _finish(
+    config: PretrainConfig,
+    context: RunContext,
+    trainer: Pretrainer,
+    recorder: Recorder,
+    data: Prepared,
+    seconds: float,
+) -> None:
+    model: Any = trainer.model
+    context.summary(
+        recorder.held.measure(model, "test")
+        | {
+            "train/grad_norm_max": recorder.notes["longest"],
+            "model/parameters": float(sum(p.numel() for p in model.parameters())),
+            "speed/seconds_per_step": seconds / max(1, config.steps),
+        }
+    )
+    context.spent(steps=config.steps, tokens=float(config.steps * config.batch * config.seq_len))
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        data.tokenizer.save_pretrained(folder)
+        context.save("model.zip", packed(Path(folder)))
+
+
+def packed(folder: Path) -> bytes:
+    """A folder's files as one zip archive, the same bytes for the same files."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for file in sorted(folder.iterdir()):
+            archive.writestr(zipfile.ZipInfo(file.name), file.read_bytes())
+    return out.getvalue()
+
+
+def unpacked(archive: Path, folder: Path) -> None:
+    """The files of a zip archive that `packed` made, in a folder."""
+    with zipfile.ZipFile(archive) as found:
+        found.extractall(folder)

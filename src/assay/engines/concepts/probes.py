@@ -1,0 +1,112 @@
+"""What concepts know, and what training feels: probes of a trained model."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from assay.engines.concepts.collators import Noise, Texts, padded
+from assay.engines.concepts.held import evaluating
+from assay.engines.concepts.tokens import Blocks
+
+TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Shares of hidden tokens at which the gradient is measured."""
+SWAPPED = 0.5
+"""Chance with which a token changes places with its right neighbour."""
+
+
+def vectors(encoder: nn.Module, ids_BN: Tensor, mask_BN: Tensor) -> Tensor:
+    """One vector a text: the mean of its concepts, or of the states of its tokens, [B, H].
+
+    Args:
+        encoder: `ConceptModel`, or an encoder of the library that has a state for each token.
+        ids_BN: Tokens.
+        mask_BN: True where there is one.
+    """
+    found: Any = encoder(input_ids=ids_BN, attention_mask=mask_BN.long())
+    states: Tensor = found.last_hidden_state
+    if hasattr(encoder, "slots"):
+        return states.mean(1)
+    share = mask_BN[..., None].to(states.dtype)
+    return (states * share).sum(1) / share.sum(1)
+
+
+def word_order(
+    encoder: nn.Module, texts: Blocks, tokenizer: PreTrainedTokenizerFast, batch: int = 32
+) -> float:
+    """How well a linear probe tells texts from the same texts with neighbours swapped.
+
+    Half of the texts teach the probe, the other half is judged; a text and its swapped form are in the
+    same half. Only the order of tokens differs: an encoder that sees a bag of them gives 0.5.
+
+    Args:
+        encoder: Frozen.
+        texts: Held-out blocks; swaps are the same for every encoder.
+        tokenizer: Of the model.
+        batch: Texts at once.
+    """
+    draw = np.random.default_rng(0)
+    pairs = [(ids, swapped(ids, draw)) for ids in texts.ids]
+    found = []
+    with evaluating(encoder), torch.no_grad():
+        for first in range(0, len(pairs), batch):
+            rows = [ids for pair in pairs[first : first + batch] for ids in pair]
+            made = padded(rows, tokenizer)
+            found.append(vectors(encoder, made.ids_BN, made.mask_BN))
+    features = torch.cat(found).double().numpy()
+    labels = np.tile([0, 1], len(pairs))
+    half = len(pairs) // 2 * 2
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
+    probe.fit(features[:half], labels[:half])
+    return float(probe.score(features[half:], labels[half:]))
+
+
+def swapped(ids_N: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """A text with pairs of neighbours exchanged; its first and last token stay."""
+    out = ids_N.copy()
+    place = 1
+    while place + 2 < len(out):
+        if draw.random() < SWAPPED:
+            out[[place, place + 1]] = out[[place + 1, place]]
+            place += 1
+        place += 1
+    return out
+
+
+def gradient_by_time(
+    model: Any, texts: Blocks, tokenizer: PreTrainedTokenizerFast, *, prefix: bool, batch: int = 32
+) -> dict[float, float]:
+    """Length of the gradient that texts give of which a share t is hidden, mean over batches of held-out texts.
+
+    The losses of their hidden tokens are summed, weighted by the time as in training, and divided by
+    all tokens, hidden or not: so lengths at different t can be compared.
+
+    Args:
+        model: With the diffusion decoder.
+        texts: Held-out blocks.
+        tokenizer: Of the model.
+        prefix: The encoder reads the beginning alone.
+        batch: Texts at once.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    source = Texts(texts, 0)
+    examples = [source[i] for i in range(len(source))]
+    found: dict[float, float] = {}
+    with evaluating(model):
+        for time in TIMES:
+            corrupt = Noise(tokenizer, time, time, prefix=prefix)
+            lengths = []
+            for first in range(0, len(examples), batch):
+                made = corrupt(examples[first : first + batch])
+                tokens = made["decoder_attention_mask"].sum()
+                loss = model(**made, divisor=tokens).loss
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+                square = sum(float(g.square().sum()) for g in gradients if g is not None)
+                lengths.append(square**0.5)
+            found[time] = float(np.mean(lengths))
+    return found

@@ -1,0 +1,338 @@
+"""Models: sizes as the specification counts them, stored and loaded as they were, right first weights."""
+
+import math
+
+import pytest
+import torch
+from concepts_helpers import SMALL, batch, model_with
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    set_seed,
+)
+
+from assay.core.errors import ConfigError
+from assay.engines.concepts.configuration import ConceptConfig
+from assay.engines.concepts.encoder import ConceptLayer
+from assay.engines.concepts.models import (
+    ConceptForMaskedLM,
+    ConceptForSequenceClassification,
+    ConceptModel,
+    unmask,
+)
+
+TABLE = {
+    "vocab_size": 50368,
+    "concept_num": 128,
+    "hidden_size": 512,
+    "max_position_embeddings": 512,
+}
+L2 = TABLE | {"num_hidden_layers": 2, "intermediate_size": 1024}
+L6 = TABLE | {"num_hidden_layers": 6, "intermediate_size": 2048}
+DECODERS = ("perceiver", "position", "weighted", "diffusion")
+HEADS = ("cls-query", "weighted", "mean", "decoder", "pair")
+
+
+def count(kind, **settings):
+    """Parameters, counted without making them."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in kind(ConceptConfig(**settings)).parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "millions"),
+    [
+        (ConceptLayer, L2, 3.680),
+        (ConceptLayer, L6, 5.255),
+        (ConceptLayer, L2 | {"bidirectional": True}, 4.731),
+        (ConceptLayer, L6 | {"bidirectional": True}, 6.306),
+        (ConceptModel, L2, 33.48),
+        (ConceptModel, L6, 57.65),
+        (ConceptModel, L2 | {"bidirectional": True}, 35.58),
+        (ConceptModel, L6 | {"bidirectional": True}, 63.95),
+        (ConceptForMaskedLM, L2, 61.63),
+        (ConceptForMaskedLM, L6, 86.85),
+        (ConceptForMaskedLM, L2 | {"decoder_type": "weighted"}, 59.59),
+        (ConceptForMaskedLM, L6 | {"decoder_type": "weighted"}, 83.76),
+        (ConceptForMaskedLM, L2 | {"decoder_type": "diffusion"}, 94.77),
+        (ConceptForMaskedLM, L6 | {"decoder_type": "diffusion"}, 122.09),
+        (ConceptForSequenceClassification, L2 | {"head": "cls-query"}, 35.58),
+        (ConceptForSequenceClassification, L6 | {"head": "cls-query"}, 60.80),
+        (ConceptForSequenceClassification, L2 | {"head": "decoder"}, 35.84),
+        (ConceptForSequenceClassification, L6 | {"head": "decoder"}, 61.06),
+    ],
+)
+def test_parameters_are_as_the_specification_counts(kind, settings, millions):
+    digits = len(str(millions).partition(".")[2])
+    assert round(count(kind, **settings) / 1e6, max(digits, 2)) == millions
+
+
+def test_the_source_classifier_is_matched_exactly():
+    """The one number of which the source gives every digit."""
+    assert count(ConceptForSequenceClassification, **L2, head="cls-query") == 35_581_954
+
+
+def test_tied_and_recursive_models_are_as_the_specification_counts():
+    """Tied weights are one; meta tensors are not tied, so the embedding is taken off."""
+    embedding = 50368 * 512
+    assert round((count(ConceptForMaskedLM, **L2) - embedding) / 1e6, 2) == 35.84
+    assert round((count(ConceptForMaskedLM, **L6) - embedding) / 1e6, 2) == 61.06
+    assert round((count(ConceptForMaskedLM, **L6, recursive=True) - embedding) / 1e6, 2) == 34.79
+    body = count(ConceptForMaskedLM, **L2, decoder_type="weighted") - embedding
+    assert round(body / 1e6, 2) == 33.81
+
+
+SETTINGS = {
+    "token_embedding_dim": 16, "concept_position_type": "sinusoidal", "bidirectional": True,
+    "decoder_layers": 3, "modulation": "plain", "t_min": 0.3, "time_weight": "elbo", "label_smoothing": 0.1,
+    "concept_losses": ["combined", "vicreg"], "concept_weight": 0.3, "weighting": "learned", "head": "pair",
+    "classifier_dropout": 0.2, "dense_head": True, "time_scale": 10.0, "initializer_range": 0.05,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_stored_model_is_the_same_model(tmp_path, decoder, tied):
+    """With every setting: by the Auto class, tensor by tensor, in safetensors."""
+    settings = SETTINGS | {"token_embedding_dim": None} if tied else SETTINGS
+    model = model_with(decoder_type=decoder, tie_word_embeddings=tied, **settings)
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").is_file()
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+    assert isinstance(again, ConceptForMaskedLM)
+    assert again.config.to_diff_dict() | {"transformers_version": ""} == (
+        model.config.to_diff_dict() | {"transformers_version": ""}
+    )
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    assert (again.head.weight is again.encoder.embedding.tokens.weight) == tied
+    ids, mask, labels = batch()
+    time = torch.tensor([0.3, 0.5, 0.9])
+    assert torch.equal(
+        model(ids, mask, labels, time=time).loss, again(ids, mask, labels, time=time).loss
+    )
+    assert AutoConfig.from_pretrained(tmp_path).t_min == 0.3
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_classifier_takes_over_what_was_pretrained(tmp_path, head):
+    """By names alone; and a stored classifier is the same classifier."""
+    model = model_with()
+    model.save_pretrained(tmp_path / "mlm")
+    found = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "mlm", head=head, num_labels=3
+    ).eval()
+    for name, value in model.encoder.state_dict().items():
+        assert torch.equal(value, found.encoder.state_dict()[name])
+    if head == "decoder":
+        for name, value in model.decoder.state_dict().items():
+            assert torch.equal(value, found.decoder.state_dict()[name])
+    found.save_pretrained(tmp_path / "cls")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "cls").eval()
+    ids, mask, _ = batch()
+    second = (
+        {"input_ids_b": ids.flip(0), "attention_mask_b": mask.flip(0)} if head == "pair" else {}
+    )
+    labels = torch.tensor([0, 2, 1])
+    one, two = (m(ids, mask, labels, **second) for m in (found, again))
+    assert torch.equal(one.logits, two.logits)
+    assert one.logits.shape == (3, 3)
+    wanted = torch.nn.functional.cross_entropy(one.logits, labels)
+    assert torch.equal(one.loss, wanted)
+
+
+def test_the_encoder_alone_is_loaded_from_a_pretrained_model(tmp_path):
+    model = model_with()
+    model.save_pretrained(tmp_path)
+    encoder = AutoModel.from_pretrained(tmp_path).eval()
+    assert isinstance(encoder, ConceptModel)
+    ids, mask, labels = batch()
+    assert torch.equal(encoder(ids, mask).last_hidden_state, model(ids, mask, labels).concepts)
+
+
+def test_gates_begin_at_zero_and_stay_so_through_the_library(tmp_path):
+    """The source's were drawn anew by the library (specification, section 0, item 2)."""
+    model = model_with(decoder_type="diffusion", modulation="zero", initializer_range=0.1)
+    for layer in model.decoder.layers:
+        assert not bool(layer.modulation.weight.any())
+        assert not bool(layer.modulation.bias.any())
+    ids, mask, _ = batch()
+    other = model.encoder(ids.flip(0)).last_hidden_state
+    # Layers that begin as nothing cannot know the concepts.
+    assert torch.equal(model(ids, mask).logits, model(concepts=other, decoder_input_ids=ids).logits)
+    drawn = model_with(decoder_type="diffusion", modulation="normal", initializer_range=0.1)
+    assert abs(drawn.decoder.layers[0].modulation.weight.detach().std() - 0.1) < 0.01
+
+
+def test_first_weights_have_the_deviation_of_the_settings():
+    model = model_with(
+        hidden_size=64, vocab_size=2000, initializer_range=0.05, decoder_type="weighted"
+    )
+    assert abs(model.encoder.embedding.tokens.weight.detach().std() - 0.05) < 0.002
+    assert abs(model.encoder.slots.weight.detach().std() - 0.1) < 0.02
+    assert abs(model.decoder.mixture.detach().std() - 8**-0.5) < 0.05
+    for name, value in model.named_parameters():
+        if name.endswith("bias"):
+            assert not bool(value.any()), name
+    first = model(*batch()).loss.item()
+    assert abs(first - math.log(2000)) < 0.2
+
+
+def test_padding_changes_nothing():
+    """Neither what concepts are, nor what is rebuilt."""
+    for decoder in DECODERS:
+        model = model_with(
+            decoder_type=decoder, bidirectional=decoder == "perceiver", modulation="plain"
+        )
+        ids, mask, _ = batch()
+        short = ids[1:2, :13]
+        one, two = model(short), model(ids, mask)
+        assert int(mask[1].sum()) == 13
+        torch.testing.assert_close(one.concepts[0], two.concepts[1], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one.logits[0], two.logits[1, :13], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_asking_for_few_tokens_gives_the_loss_and_gradients_of_asking_for_all(decoder):
+    """The sparse head against the dense one, in float64."""
+    found = []
+    for dense in (False, True):
+        model = model_with(
+            decoder_type=decoder, dense_head=dense, time_weight="elbo", modulation="normal"
+        )
+        model = model.double()
+        ids, mask, labels = batch()
+        out = model(ids, mask, labels, time=torch.tensor([0.2, 0.6, 1.0]).double())
+        out.loss.backward()
+        found.append(
+            (out.loss, {n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+        )
+        assert out.logits.dim() == (3 if dense else 2)
+    (one, ones), (two, twos) = found
+    torch.testing.assert_close(one, two, rtol=1e-12, atol=0)
+    assert ones.keys() == twos.keys()
+    for name in ones:
+        torch.testing.assert_close(ones[name], twos[name], rtol=1e-9, atol=1e-14)
+
+
+def test_losses_are_weighted_by_time_as_their_formulas_say():
+    """Against sums written out, float64."""
+    ids, mask, labels = batch()
+    time = torch.tensor([0.05, 0.5, 0.9]).double()
+    each = model_with().double()(ids, mask, labels)
+    wanted = labels[labels != -100]
+    nats = torch.nn.functional.cross_entropy(each.logits, wanted, reduction="none")
+    text = (labels != -100).nonzero()[:, 0]
+    sums = {
+        "none": nats.mean(),
+        "clamped": sum(n / max(float(time[b]), 0.1) for n, b in zip(nats, text, strict=True))
+        / sum(1 / max(float(time[b]), 0.1) for b in text),
+        "elbo": sum(n / float(time[b]) for n, b in zip(nats, text, strict=True)) / mask.sum(),
+    }
+    for kind, value in sums.items():
+        model = model_with(time_weight=kind).double()
+        torch.testing.assert_close(
+            model(ids, mask, labels, time=time).loss, value, rtol=1e-12, atol=0
+        )
+    with pytest.raises(ValueError, match="weighs by the time"):
+        model_with(time_weight="elbo")(ids, mask, labels)
+
+
+def test_concept_losses_are_added_in_training_alone():
+    """And so are the weights of losses; smoothing too."""
+    ids, mask, labels = batch()
+    kept = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    plain = model_with(**kept)
+    model = model_with(concept_losses=["combined"], concept_weight=0.5, label_smoothing=0.1, **kept)
+    assert torch.equal(model(ids, mask, labels).loss, plain(ids, mask, labels).loss)
+    out = model.train()(ids, mask, labels)
+    assert not torch.equal(out.task_loss, plain(ids, mask, labels).loss)
+    wanted = out.task_loss + 0.5 * out.concept_losses["combined"]
+    torch.testing.assert_close(out.loss.detach(), wanted)
+
+
+def test_recursion_uses_one_layer_and_can_go_deeper_later():
+    model = model_with(recursive=True, num_iterations=3)
+    assert len(model.encoder.layers) == 1
+    ids, mask, _ = batch()
+    three = model.encoder(ids, mask, output_hidden_states=True)
+    assert len(three.hidden_states) == 4
+    model.encoder.config.num_iterations = 5
+    assert len(model.encoder(ids, mask, output_hidden_states=True).hidden_states) == 6
+
+
+def test_attentions_are_shares_of_the_tokens_that_are_there():
+    """The source gave empty tuples."""
+    model = model_with(bidirectional=True)
+    ids, mask, _ = batch()
+    found = model.encoder(ids, mask, output_attentions=True).attentions
+    assert [a.shape for a in found] == [(3, 4, 8, 20)] * 2
+    torch.testing.assert_close(found[1].sum(-1), torch.ones(3, 4, 8))
+    assert not bool(found[0][1, :, :, 13:].any())
+
+
+def test_position_and_weighted_decoders_do_not_see_the_text():
+    ids, mask, _ = batch()
+    for decoder, sees in (("position", False), ("weighted", False), ("perceiver", True)):
+        model = model_with(decoder_type=decoder)
+        concepts = model.encoder(ids, mask).last_hidden_state
+        one = model(concepts=concepts, decoder_input_ids=ids).logits
+        two = model(concepts=concepts, decoder_input_ids=ids.flip(1)).logits
+        assert torch.equal(one, two) != sees
+
+
+def test_tokens_read_concepts_only_when_bidirectional():
+    """A second layer of the plain encoder reads the tokens as they came in."""
+    for bidirectional in (False, True):
+        set_seed(0)
+        layer = ConceptLayer(ConceptConfig(**SMALL, bidirectional=bidirectional)).eval()
+        c, t = torch.randn(2, 8, 32), torch.randn(2, 20, 32)
+        assert torch.equal(layer(c, t, None)[1], t) != bidirectional
+
+
+def test_unmasking_writes_every_token_and_keeps_to_its_steps():
+    model = model_with(decoder_type="diffusion", modulation="normal")
+    ids, mask, _ = batch()
+    concepts = model.encoder(ids, mask).last_hidden_state
+    for steps in (1, 4, 30):
+        written = unmask(model, concepts=concepts, length=12, steps=steps)
+        assert written.shape == (3, 12)
+        assert not bool((written == 3).any())
+    draw = [
+        unmask(model, concepts=concepts, length=12, temperature=1.0, top_k=50,
+               generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)
+    ]  # fmt: skip
+    assert torch.equal(draw[0], draw[1])
+    assert not torch.equal(draw[0], draw[2])
+    with pytest.raises(ValueError, match="steps and length"):
+        unmask(model, concepts=concepts, length=12, steps=0)
+    nameless = model_with(decoder_type="diffusion", mask_token_id=None)
+    with pytest.raises(ValueError, match="mask_token_id"):
+        unmask(nameless, concepts=concepts, length=12)
+
+
+def test_texts_that_do_not_fit_are_refused():
+    model = model_with()
+    with pytest.raises(ConfigError, match="at most max_position_embeddings = 64 tokens; got 65"):
+        model(torch.zeros(1, 65, dtype=torch.long))
+    with pytest.raises(ConfigError, match=r"below vocab_size = 300; got 300.*tokenizer"):
+        model(torch.full((1, 4), 300))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"hidden_size": 30}, "hidden_size must be a multiple of num_attention_heads"),
+        ({"concept_num": 0}, "concept_num must be 1 or more; got 0"),
+        ({"num_iterations": 2}, "num_iterations is of the recursive encoder"),
+        ({"tie_word_embeddings": True, "token_embedding_dim": 8}, "tie_word_embeddings needs"),
+        ({"decoder_type": "fast"}, "expected one of"),
+        ({"concept_losses": ["vicreg", "vicreg"]}, "concept_losses must differ"),
+        ({"t_min": 1.0}, r"t_min must be in \[0, 1\)"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings, told):
+    with pytest.raises(Exception, match=told):
+        ConceptConfig(**SMALL | settings)

@@ -1,0 +1,190 @@
+"""Pretraining through the lab: recorded, resumed, the same alone and in a cohort, stored with its tokenizer."""
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from concepts_helpers import TEXTS, Context
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from assay.core.errors import ConfigError
+from assay.engines.concepts.config import PretrainConfig
+from assay.engines.concepts.engine import ENGINE, check
+from assay.engines.concepts.prepare import prepare
+from assay.engines.concepts.pretrain import train
+
+TASK = ENGINE.tasks["pretrain"]
+TINY = {
+    "corpus": "texts.txt", "vocab_size": 300, "seq_len": 32, "held_blocks": 8, "hidden": 32, "heads": 2,
+    "layers": 1, "inner": 32, "slots": 4, "batch": 4, "steps": 12, "eval_interval": 5, "warmup": 2, "lr": 3e-3,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A data folder with one small text."""
+    place = tmp_path_factory.mktemp("data")
+    order = np.random.default_rng(0).permutation(len(TEXTS) * 2) % len(TEXTS)
+    (place / "texts.txt").write_text("\n".join(TEXTS[i] for i in order))
+    return place
+
+
+def trained(folder, seeds=(1,), contexts=None, **settings):
+    """Runs of one configuration."""
+    contexts = contexts or [Context(seed, folder) for seed in seeds]
+    train([PretrainConfig(**TINY | settings)] * len(contexts), contexts)
+    return contexts
+
+
+def without_speed(values):
+    return {name: value for name, value in values.items() if not name.startswith("speed/")}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {
+            "objective": "whole-word",
+            "concept_losses": ("combined", "vicreg"),
+            "weighting": "kendall-gal",
+        },
+        {"objective": "tsdae", "decoder": "position", "mask_rate": 0.6, "packed": False},
+        {
+            "objective": "prefix",
+            "decoder": "diffusion",
+            "time_weight": "elbo",
+            "label_smoothing": 0.1,
+        },
+        {"architecture": "bert", "objective": "span"},
+        {
+            "recursive": True,
+            "iterations": 2,
+            "bidirectional": True,
+            "decoder": "weighted",
+            "tied": False,
+        },
+    ],
+)
+def test_everything_that_is_logged_is_declared_and_every_step_is(folder, settings):
+    (run,) = trained(folder, **settings)
+    named = {name for row in run.rows.values() for name in row} | set(run.final)
+    assert {n for n in named if not n.startswith("spent/")} <= set(TASK.metrics)
+    assert sorted(run.rows) == list(range(12))
+    evaluated = [step for step, row in run.rows.items() if "val/loss_nats" in row]
+    assert evaluated == [4, 9, 11]
+    assert run.final["spent/steps"] == 12
+    assert run.final["train/grad_norm_max"] == max(
+        row["train/grad_norm"] for row in run.rows.values()
+    )
+    if settings.get("concept_losses"):
+        assert {"weight/task", "weight/combined", "train/vicreg_loss"} <= named
+
+
+def test_it_learns(folder):
+    """Better than knowing how often each token is, by far: on a text of few sentences."""
+    settings = TINY | {"steps": 400, "lr": 1e-2, "mask_rate": 0.3, "dropout": 0.0, "packed": False}
+    settings |= {"init_range": 0.1, "eval_interval": 400}
+    config = PretrainConfig(**settings)
+    data = prepare(config, folder)
+    counts = np.bincount(np.concatenate(data.train.ids), minlength=len(data.tokenizer)) + 1.0
+    often = -np.log(counts / counts.sum())
+    (run,) = trained(folder, **settings)
+    labels = np.concatenate(data.test.ids)
+    assert run.final["test/loss_nats"] < 0.75 * often[labels[labels > 3]].mean()
+
+
+def test_a_seed_alone_is_the_seed_in_a_cohort(folder):
+    """Bit for bit, in any place; other seeds are others."""
+    cohort = trained(folder, seeds=(1, 2, 3))
+    for index, seed in ((2, 3), (1, 2)):
+        (alone,) = trained(folder, seeds=(seed,))
+        assert alone.rows == cohort[index].rows
+        assert without_speed(alone.final) == without_speed(cohort[index].final)
+        assert alone.files == cohort[index].files
+    assert cohort[0].rows != cohort[1].rows
+
+
+@pytest.mark.parametrize("stop_after", [3, 5, 8])
+def test_going_on_is_as_if_nothing_had_happened(folder, stop_after):
+    """Bit for bit: rows, final values and the stored model, wherever it was stopped; with dropout."""
+    settings = {"concept_losses": ("variance",), "weighting": "learned", "schedule": "cosine"}
+    (whole,) = trained(folder, **settings)
+    first = Context(1, folder, stop_after=stop_after)
+    trained(folder, contexts=[first], **settings)
+    assert first.checkpoint[0] == stop_after
+    assert not first.final
+    second = Context(1, folder, checkpoint=first.checkpoint)
+    trained(folder, contexts=[second], **settings)
+    assert sorted(second.rows) == list(range(stop_after, 12))
+    assert first.rows | second.rows == whole.rows
+    assert without_speed(second.final) == without_speed(whole.final)
+    assert second.files == whole.files
+
+
+def test_the_stored_model_can_be_loaded_with_its_tokenizer(folder, tmp_path):
+    (run,) = trained(folder)
+    with zipfile.ZipFile(io.BytesIO(run.files["model.zip"])) as archive:
+        archive.extractall(tmp_path)
+    model, tokenizer = (
+        AutoModelForMaskedLM.from_pretrained(tmp_path),
+        AutoTokenizer.from_pretrained(tmp_path),
+    )
+    found = tokenizer(["The big [MASK] of Paris"], return_tensors="pt")
+    assert tokenizer.mask_token_id in found["input_ids"]
+    with torch.no_grad():
+        logits = model.eval()(found["input_ids"], found["attention_mask"]).logits
+    assert logits.shape == (1, found["input_ids"].shape[1], len(tokenizer))
+
+
+def test_gradients_are_clipped_and_their_true_length_told(folder):
+    """A limit far below their length slows training down and changes no length of the first step."""
+    (free,), (held,) = trained(folder, clip=0.0), trained(folder, clip=1e-6)
+    assert free.rows[0] == held.rows[0]
+    assert free.rows[11]["train/loss_nats"] != held.rows[11]["train/loss_nats"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"slots": 64}, "slots must be at most seq_len"),
+        ({"objective": "diffusion"}, 'needs decoder = "diffusion"'),
+        ({"time_weight": "elbo"}, "time_weight weighs by the share"),
+        ({"weighting": "learned"}, "needs concept_losses"),
+        (
+            {"concept_losses": ("orthogonality",), "slots": 32, "hidden": 16},
+            "orthogonality needs slots ≤ hidden",
+        ),
+        ({"hidden": 30, "heads": 4}, "hidden must be a multiple of heads"),
+        ({"architecture": "bert", "recursive": True}, "has no recursive"),
+        ({"architecture": "bert", "objective": "tsdae"}, "objective mlm, whole-word or span"),
+        ({"mask_rate": 1.0}, r"mask_rate must be in \[0, 1\)"),
+        ({"held_blocks": 2}, "held_blocks must be 4 or more"),
+        ({"iterations": 2}, "give recursive = true"),
+        ({"token_dim": 8}, "tied needs token_dim 0"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings, told):
+    with pytest.raises(ValueError, match=told):
+        PretrainConfig(**TINY | settings)
+
+
+def test_corpora_that_are_not_there_or_no_text_are_refused(folder):
+    def refused(told, **settings):
+        with pytest.raises(ConfigError, match=told):
+            check([PretrainConfig(**TINY | settings)], folder)
+
+    (folder / "empty.txt").write_text("\n\n")
+    (folder / "bytes.txt").write_bytes(b"ab\xff\xfe")
+    (folder / "one.txt").write_text("a single line")
+    refused("has no line of it", corpus="empty.txt")
+    refused("must be UTF-8 text.*at byte 2", corpus="bytes.txt")
+    refused("two documents or more", corpus="one.txt")
+    refused("got 'nowhere'", corpus="nowhere")
+    refused("path inside the data folder", corpus=str(folder / "texts.txt"))
+    with pytest.raises(ConfigError, match=r"fills [0-9]+\. Set held_blocks"):
+        trained(folder, held_blocks=4000)
+    with pytest.raises(ConfigError, match="vocab_size must be 260 or more"):
+        trained(folder, vocab_size=100)
