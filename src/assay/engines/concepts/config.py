@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from assay.engines.concepts.tasks import task_of
+
 Objective = Literal["mlm", "whole-word", "span", "tsdae", "diffusion", "prefix"]
 ConceptLoss = Literal[
     "orthogonality",
@@ -17,7 +19,7 @@ ConceptLoss = Literal[
 ]
 SIZES = (
     "seq_len", "held_blocks", "hidden", "layers", "inner", "slots", "decoder_layers",
-    "batch", "steps", "eval_interval",
+    "batch", "steps", "eval_interval", "tune_batch",
 )  # fmt: skip
 SHARES = ("dropout", "mask_rate", "t_min", "label_smoothing")
 WITH_RATE = frozenset({"mlm", "whole-word", "span", "tsdae"})
@@ -120,10 +122,28 @@ class PretrainConfig:
     eval_interval: int = 200
     """Steps between measurements and checkpoints."""
 
+    evaluate: tuple[str, ...] = ()
+    """Labelled tasks on which the encoder is judged at the end: cola, sst2, mrpc, stsb, qqp, mnli, qnli,
+    rte, sick-r, sick-e, paws, qqp-subset."""
+    head: Literal["cls-query", "weighted", "mean", "decoder", "pair"] = "weighted"
+    """Of the classifier that is fine-tuned; see `ConceptConfig`."""
+    tune_epochs: int = 3
+    """Of fine-tuning; 0 does none, and leaves the measures of the frozen encoder."""
+    tune_lr: float = 3e-4
+    """Largest learning rate of fine-tuning."""
+    tune_batch: int = 32
+    """Examples a step of fine-tuning."""
+    tune_examples: int = 0
+    """Of a task's training part at most; 0 is all."""
+
     def __post_init__(self) -> None:
         _check_numbers(self)
         _check_architecture(self)
         _check_objective(self)
+        for name in self.evaluate:
+            task_of(name)
+        if len(set(self.evaluate)) != len(self.evaluate):
+            raise ValueError(f"evaluate must name different tasks; got {', '.join(self.evaluate)}")
 
     @property
     def attention_heads(self) -> int:
@@ -138,7 +158,7 @@ def _check_numbers(c: PretrainConfig) -> None:
     for name in SHARES:
         if not 0 <= getattr(c, name) < 1:
             raise ValueError(f"{name} must be in [0, 1); got {getattr(c, name)}")
-    for name in ("lr", "weighting_lr", "init_range"):
+    for name in ("lr", "weighting_lr", "init_range", "tune_lr"):
         if not getattr(c, name) > 0:
             raise ValueError(f"{name} must be above 0; got {getattr(c, name)}")
     for name in (
@@ -149,6 +169,8 @@ def _check_numbers(c: PretrainConfig) -> None:
         "concept_weight",
         "token_dim",
         "iterations",
+        "tune_epochs",
+        "tune_examples",
     ):
         if not getattr(c, name) >= 0:
             raise ValueError(f"{name} must be 0 or more; got {getattr(c, name)}")

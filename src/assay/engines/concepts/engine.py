@@ -10,6 +10,8 @@ from assay.engines import facts
 from assay.engines.concepts.analysis_metrics import under
 from assay.engines.concepts.config import ConceptLoss, PretrainConfig
 from assay.engines.concepts.corpus import HUB, PYTHON, digest
+from assay.engines.concepts.labels import METRICS as LABELLED
+from assay.engines.concepts.labels import PROBES
 
 _LOSSES: tuple[str, ...] = get_args(ConceptLoss)
 
@@ -69,6 +71,12 @@ def _fingerprint(
         from assay.engines.concepts.tokens import fetch_tokenizer, identity
 
         found[f"tokenizer {config.tokenizer}"] = identity(fetch_tokenizer(config.tokenizer))
+    if config.evaluate:
+        from assay.engines.concepts.parts import load
+
+        for name in config.evaluate:
+            parts = load(name, data_dir, most=config.tune_examples)
+            found[f"task {name}"] = parts.digest
     return found
 
 
@@ -79,6 +87,7 @@ def check(configs: Sequence[PretrainConfig], data_dir: Path | None) -> None:
         ConfigError: Told with the way out.
     """
     from assay.engines.concepts.corpus import corpus
+    from assay.engines.concepts.parts import load
 
     for name in {config.corpus for config in configs}:
         if Path(name).is_absolute() or ".." in Path(name).parts:
@@ -88,6 +97,8 @@ def check(configs: Sequence[PretrainConfig], data_dir: Path | None) -> None:
             )
         if not name.startswith(HUB):
             corpus(name, data_dir)
+    for name, most in {(n, config.tune_examples) for config in configs for n in config.evaluate}:
+        load(name, data_dir, most=most)
 
 
 def _environment() -> dict[str, str]:
@@ -101,7 +112,13 @@ ENGINE = Engine(
             name="pretrain",
             config=PretrainConfig,
             seeds=("init", "data"),
-            metrics=TRAINING | _held("val") | _held("test") | under("val") | under("test"),
+            metrics=TRAINING
+            | LABELLED
+            | PROBES
+            | _held("val")
+            | _held("test")
+            | under("val")
+            | under("test"),
             run=_train,
             budget=("steps",),
             check=check,

@@ -1,17 +1,16 @@
 """What a model does with texts that it was not trained on."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from assay.engines.concepts.analysis import collect, measure
 from assay.engines.concepts.collators import Batch, Collator, Texts, padded
 from assay.engines.concepts.masked import IGNORED, ConceptForMaskedLM
 from assay.engines.concepts.prepare import Prepared
+from assay.engines.concepts.probes import evaluating, gradient_by_time, word_order
 from assay.engines.concepts.tokens import Blocks
 
 HELD_SEED = 0
@@ -41,6 +40,16 @@ class Held:
             concepts = self._concepts(model, split)
             names = CHIEF if split == "val" else tuple(concepts)
             found |= {f"{split}/{name}": concepts[name] for name in names if name in concepts}
+        return found
+
+    def probe(self, model: Any, *, prefix: bool) -> dict[str, float]:
+        """What the encoder knows of the order of words, and under diffusion gradients by the time."""
+        texts, tokenizer = self.parts["test"], self.data.tokenizer
+        order = word_order(model.base_model, texts, tokenizer, self.batch)
+        found = {"probe/word_order_accuracy": order}
+        if isinstance(model, ConceptForMaskedLM) and model.config.decoder_type == "diffusion":
+            lengths = gradient_by_time(model, texts, tokenizer, prefix=prefix, batch=self.batch)
+            found |= {f"gradient/at_{time:.1f}": length for time, length in lengths.items()}
         return found
 
     def _concepts(self, model: ConceptForMaskedLM, split: str) -> dict[str, float]:
@@ -77,14 +86,3 @@ def _batches(blocks: Blocks, corrupt: Collator, batch: int) -> list[Batch]:
     texts = Texts(blocks, HELD_SEED)
     firsts = range(0, len(texts), batch)
     return [corrupt([texts[i] for i in range(f, min(f + batch, len(texts)))]) for f in firsts]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """A model without dropout, and afterwards as it was."""
-    was = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was)

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import torch
-from transformers import BertConfig, BertForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import BertForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from assay.core.errors import ConfigError
+from assay.engines.concepts.baselines import bert_like
 from assay.engines.concepts.config import PretrainConfig
 from assay.engines.concepts.configuration import ConceptConfig
 from assay.engines.concepts.corpus import corpus
-from assay.engines.concepts.models import ConceptForMaskedLM, ConceptModel
+from assay.engines.concepts.models import ConceptForMaskedLM
 from assay.engines.concepts.tokens import Blocks, Cut, blocks, fetch_tokenizer, train_tokenizer
 
 
@@ -87,7 +87,9 @@ def model_of(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> PreT
     own = concept_config(config, tokenizer)
     if config.architecture == "concepts":
         return ConceptForMaskedLM(own)
-    return BertForMaskedLM(same_size(own))
+    plain = bert_like(own).config
+    plain.tie_word_embeddings = own.tie_word_embeddings
+    return BertForMaskedLM(plain)
 
 
 def concept_config(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> ConceptConfig:
@@ -124,37 +126,3 @@ def concept_config(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -
         sep_token_id=tokenizer.sep_token_id,
         tie_word_embeddings=config.tied,
     )
-
-
-def same_size(config: ConceptConfig) -> BertConfig:
-    """A plain encoder of the same width whose number of parameters is nearest.
-
-    Raises:
-        ConfigError: Its tokens are embedded in another width.
-    """
-    if config.embedding_dim != config.hidden_size:
-        raise ConfigError(
-            'architecture "bert" embeds tokens in `hidden` numbers; give token_dim 0.'
-        )
-    size, inner = config.hidden_size, config.intermediate_size
-    wanted = sum(p.numel() for p in _meta(config).layers.parameters()) + config.concept_num * size
-    layer = 4 * (size * size + size) + 2 * size * inner + inner + size + 4 * size
-    return BertConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=size,
-        num_hidden_layers=max(1, round(wanted / layer)),
-        num_attention_heads=config.num_attention_heads,
-        intermediate_size=inner,
-        hidden_dropout_prob=config.hidden_dropout_prob,
-        attention_probs_dropout_prob=config.attention_probs_dropout_prob,
-        max_position_embeddings=config.max_position_embeddings,
-        initializer_range=config.initializer_range,
-        pad_token_id=config.pad_token_id,
-        tie_word_embeddings=config.tie_word_embeddings,
-    )
-
-
-def _meta(config: ConceptConfig) -> ConceptModel:
-    """The encoder without numbers, to be counted."""
-    with torch.device("meta"):
-        return ConceptModel(config)

@@ -31,7 +31,9 @@ from assay.core.errors import ConfigError
 from assay.engines import memory
 from assay.engines.concepts.collators import Collator, Texts, collator
 from assay.engines.concepts.config import PretrainConfig
+from assay.engines.concepts.evaluate import threads
 from assay.engines.concepts.held import Held
+from assay.engines.concepts.judged import judge
 from assay.engines.concepts.masked import loss_divisor
 from assay.engines.concepts.prepare import Prepared, model_of, prepare
 
@@ -148,7 +150,7 @@ def train(configs: Sequence[PretrainConfig], contexts: Sequence[RunContext]) -> 
     disable_progress_bar()  # of storing a model: the lab has its own display
     for config, context in zip(configs, contexts, strict=True):
         if not context.should_stop():
-            with tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory() as folder, threads(context.threads):
                 pretrain(config, context, Path(folder))
 
 
@@ -166,7 +168,6 @@ def pretrain(config: PretrainConfig, context: RunContext, folder: Path) -> PreTr
     Raises:
         ConfigError: Settings and texts do not go together.
     """
-    torch.set_num_threads(context.threads)
     processes = PartialState(cpu=context.device == "cpu").num_processes
     if config.batch % processes:
         raise ConfigError(
@@ -185,7 +186,7 @@ def pretrain(config: PretrainConfig, context: RunContext, folder: Path) -> PreTr
     trainer.train(resume_from_checkpoint=start)
     seconds = time.perf_counter() - began
     if trainer.state.global_step >= config.steps:
-        _finish(config, context, trainer, recorder, data, seconds)
+        _finish(config, context, trainer, recorder, seconds)
     return model
 
 
@@ -268,23 +269,29 @@ def _finish(
     context: RunContext,
     trainer: Pretrainer,
     recorder: Recorder,
-    data: Prepared,
     seconds: float,
 ) -> None:
+    """Measure and judge the model, and store it with its tokenizer."""
     model: Any = trainer.model
-    context.summary(
-        recorder.held.measure(model, "test")
-        | {
-            "train/grad_norm_max": recorder.notes["longest"],
-            "model/parameters": float(sum(p.numel() for p in model.parameters())),
-            "speed/seconds_per_step": seconds / max(1, config.steps),
-        }
-    )
-    context.spent(steps=config.steps, tokens=float(config.steps * config.batch * config.seq_len))
-    with tempfile.TemporaryDirectory() as folder:
+    held = recorder.held
+    found = held.measure(model, "test") | held.probe(model, prefix=config.objective == "prefix")
+    found |= {
+        "train/grad_norm_max": recorder.notes["longest"],
+        "model/parameters": float(sum(p.numel() for p in model.parameters())),
+        "speed/seconds_per_step": seconds / max(1, config.steps),
+    }
+    tokenizer = held.data.tokenizer
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         model.save_pretrained(folder)
-        data.tokenizer.save_pretrained(folder)
-        context.save("model.zip", packed(Path(folder)))
+        tokenizer.save_pretrained(folder)
+        if trainer.args.process_index == 0:
+            found |= judge(
+                config, folder, tokenizer, seed=context.seeds["init"], data_dir=context.data_dir
+            )
+        context.save("model.zip", packed(folder))
+    context.summary(found)
+    context.spent(steps=config.steps, tokens=float(config.steps * config.batch * config.seq_len))
 
 
 def packed(folder: Path) -> bytes:

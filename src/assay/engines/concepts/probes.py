@@ -1,5 +1,8 @@
 """What concepts know, and what training feels: probes of a trained model."""
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,29 +13,35 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from assay.engines.concepts.collators import Noise, Texts, padded
-from assay.engines.concepts.held import evaluating
+from assay.engines.concepts.collators import Noise, Padded, Texts, padded
+from assay.engines.concepts.encoder import ConceptModel
 from assay.engines.concepts.tokens import Blocks
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Shares of hidden tokens at which the gradient is measured."""
 SWAPPED = 0.5
 """Chance with which a token changes places with its right neighbour."""
+DIGITS = 9
+"""Of a probe's features, whose root mean square is 1."""
 
 
-def vectors(encoder: nn.Module, ids_BN: Tensor, mask_BN: Tensor) -> Tensor:
-    """One vector a text: the mean of its concepts, or of the states of its tokens, [B, H].
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A model without dropout, and afterwards as it was."""
+    was = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was)
 
-    Args:
-        encoder: `ConceptModel`, or an encoder of the library that has a state for each token.
-        ids_BN: Tokens.
-        mask_BN: True where there is one.
-    """
-    found: Any = encoder(input_ids=ids_BN, attention_mask=mask_BN.long())
-    states: Tensor = found.last_hidden_state
-    if hasattr(encoder, "slots"):
+
+def _vectors(encoder: Any, texts: Padded) -> Tensor:
+    """The mean of a text's concepts, or of the states of its tokens, [B, H]."""
+    states: Tensor = encoder(texts.ids_BN, attention_mask=texts.mask_BN.long()).last_hidden_state
+    if isinstance(encoder, ConceptModel):
         return states.mean(1)
-    share = mask_BN[..., None].to(states.dtype)
+    share = texts.mask_BN[..., None].to(states.dtype)
     return (states * share).sum(1) / share.sum(1)
 
 
@@ -50,15 +59,18 @@ def word_order(
         tokenizer: Of the model.
         batch: Texts at once.
     """
+    # In float64, and rounded far above its last bits: the same sum in another order is not another
+    # sum, and a probe of scaled features would see the difference.
+    exact = copy.deepcopy(encoder).double()
     draw = np.random.default_rng(0)
     pairs = [(ids, swapped(ids, draw)) for ids in texts.ids]
     found = []
-    with evaluating(encoder), torch.no_grad():
+    with evaluating(exact), torch.no_grad():
         for first in range(0, len(pairs), batch):
             rows = [ids for pair in pairs[first : first + batch] for ids in pair]
-            made = padded(rows, tokenizer)
-            found.append(vectors(encoder, made.ids_BN, made.mask_BN))
-    features = torch.cat(found).double().numpy()
+            found.append(_vectors(exact, padded(rows, tokenizer)))
+    features = torch.cat(found).numpy()
+    features = (features / np.sqrt(np.mean(features**2))).round(DIGITS)
     labels = np.tile([0, 1], len(pairs))
     half = len(pairs) // 2 * 2
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
