@@ -1,0 +1,54 @@
+"""The studies in `studies/concepts`: each is valid at every scale, and starts at the smallest."""
+
+from pathlib import Path
+
+import pytest
+from concepts_helpers import Context
+
+from assay.core.config import build
+from assay.core.plan import expand
+from assay.core.study import load_scales, load_study
+from assay.engines.concepts.config import PretrainConfig
+from assay.engines.concepts.pretrain import train
+
+STUDIES = sorted((Path(__file__).parents[3] / "studies" / "concepts").glob("*.toml"))
+SCALES = [(path, scale) for path in STUDIES for scale in (None, *load_scales(path))]
+
+
+def configs(study):
+    """Arm and cell → configuration."""
+    return {
+        (planned.arm, str(planned.cell)): build(
+            study.task.config, planned.config, where=planned.arm
+        )
+        for planned in expand(study)
+    }
+
+
+@pytest.mark.parametrize(("path", "scale"), SCALES, ids=lambda value: getattr(value, "stem", value))
+def test_a_study_is_valid_at_every_scale(path, scale):
+    """Its configurations can be built, and say at which scale they are."""
+    study = load_study(path, scale)
+    assert study.claims
+    assert study.table.scale
+    assert all(isinstance(config, PretrainConfig) for config in configs(study).values())
+
+
+def test_every_study_has_a_smoke_and_a_full_scale():
+    """And comparisons are judged on three seeds at least, but for the smoke runs."""
+    assert STUDIES
+    for path in STUDIES:
+        assert {"smoke", "full"} <= set(load_scales(path))
+        for scale in (None, "full"):
+            assert len({tuple(p.seeds.items()) for p in expand(load_study(path, scale))}) >= 3
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_smoke_runs(path):
+    """Every arm and cell, to the end."""
+    for config in configs(load_study(path, "smoke")).values():
+        context = Context(0)
+        train([config], [context])
+        assert "test/loss_nats" in context.final
