@@ -13,7 +13,7 @@ from project import ASSAY, TOY, TOY_STUDY, Project
 
 COMMANDS = ["run", "ls", "show", "table", "diff", "verdict", "audit", "freeze", "invalidate", "restore", "revise", "baseline", "analyse",
             "log", "index", "import", "addition", "addition train", "addition evaluate",
-            "addition predict", "concepts", "concepts analyze", "concepts pretrain", "concepts settings", "credit", "credit train", "credit probe", "credit linesearch", "credit estimators",
+            "addition predict", "concepts", "concepts analyze", "concepts pretrain", "concepts registry", "concepts publish", "concepts settings", "credit", "credit train", "credit probe", "credit linesearch", "credit estimators",
             "swarm", "swarm local", "swarm agreement", "swarm export-tiers"]  # fmt: skip
 HEAVY = {"torch", "polars", "scipy", "numpy", "matplotlib"}
 

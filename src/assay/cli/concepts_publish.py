@@ -1,0 +1,121 @@
+"""`assay concepts registry` and `publish`: all runs in one table, and one model with its card."""
+
+import importlib
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from cyclopts import Parameter
+from rich.table import Table
+
+from assay.cli.common import Output, ledger, open_index, print_json
+from assay.cli.local_files import read_json
+from assay.core.config import build
+from assay.core.errors import ConfigError
+from assay.core.ledger import invalidations
+from assay.core.read import IndexedRun
+from assay.core.settings import Settings
+from assay.engines.concepts.config import PretrainConfig
+from assay.engines.concepts.names import concept_losses, run_name
+
+SCORES = ("mrpc/f1", "stsb/spearman", "stsb/zero_shot_spearman", "sick-r/spearman", "sst2/accuracy")
+"""Shown under `labelled tasks`, where they were measured."""
+NONE = "–"
+
+
+def registry(
+    study: str | None = None,
+    *,
+    json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """All pretraining runs of the lab, as the source's hand-kept registry had them.
+
+    Every number is that of the run named beside it; means, spreads and verdicts are in `assay table` and
+    `assay verdict`.
+
+    Args:
+        study: Of this study alone.
+        json: Plain data.
+    """
+    settings = Settings.from_environment()
+    with open_index(settings, study) as index:
+        runs = [r for r in index.runs(study) if (r.engine, r.task) == ("concepts", "pretrain")]
+        rows = [_row(run, _finals(index.run_values(run.id)), index.facts(run.id)) for run in runs]
+    struck = invalidations(ledger(settings))
+    for run, row in zip(runs, rows, strict=True):
+        row["status"] = "invalidated" if run.id in struck else run.status
+    if json:
+        print_json(rows)
+        return
+    if not rows:
+        raise ConfigError(
+            "There is no pretraining run here. Run a study of studies/concepts: assay run FILE."
+        )
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in rows[0]:
+        table.add_column(head.replace("_", " "))
+    for row in rows:
+        table.add_row(*(NONE if value is None else str(value) for value in row.values()))
+    Output().print(table)
+
+
+def _finals(rows: Sequence[Any]) -> dict[str, float]:
+    return {row.name: row.value for row in rows if row.value is not None}
+
+
+def _row(run: IndexedRun, final: dict[str, float], facts: dict[str, object]) -> dict[str, Any]:
+    config = msgspec.convert(run.config, PretrainConfig)
+    scores = [f"{name} {final[name]:.3f}" for name in SCORES if name in final]
+    shown = {
+        "task_loss": "test/loss_nats",
+        "rank_mean": "test/rank_mean",
+        "input_dependence": "test/input_dependence",
+        "s_per_step": "speed/seconds_per_step",
+    }
+    return {
+        "date": run.created_at[:10],
+        "run": run_name(config, datetime.fromisoformat(run.created_at)),
+        "id": run.id,
+        "study": f"{run.study}/{run.arm}/{run.cell_label}/{run.seed_label}",
+        "data": config.corpus,
+        "machine": facts.get("machine.cpu") or NONE,
+        "texts": config.steps * config.batch,
+        "concept_losses": concept_losses(config),
+        **{
+            head: None if name not in final else f"{final[name]:.4g}"
+            for head, name in shown.items()
+        },
+        "labelled_tasks": ", ".join(scores) or None,
+        "code": run.code,
+        "status": run.status,
+    }
+
+
+def publish(
+    out: Path,
+    repository: str,
+    *,
+    private: Annotated[bool, Parameter(negative="")] = False,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Write a stored model's card, and put both on the hub.
+
+    The card says how to load the model, its settings, and what was measured, in the hub's form too.
+
+    Args:
+        out: Folder of `assay concepts pretrain`.
+        repository: OWNER/NAME on the hub; you must be logged in (`hf auth login`).
+        private: Nobody else sees it.
+        dry_run: Write the card (OUT/model/README.md), and upload nothing.
+    """
+    cards = importlib.import_module("assay.engines.concepts.card")
+    told, final = read_json(out / "config.json"), read_json(out / "summary.json")
+    config = build(PretrainConfig, told.get("config", {}), where=str(out / "config.json"))
+    path = out / "model" / "README.md"
+    cards.model_card(config, final, place=repository).save(path)
+    console = Output()
+    console.print(f"wrote {path}")
+    if not dry_run:
+        console.print(cards.upload(out / "model", repository, private=private))

@@ -1,0 +1,54 @@
+"""`assay concepts registry`: every pretraining run of the lab in one table."""
+
+import json
+
+import pytest
+from project import Project
+
+STUDY = """
+[study]
+id = "tiny"
+question = "Does it run?"
+engine = "concepts"
+task = "pretrain"
+factor = ["concept_losses"]
+baseline = "none"
+seeds = { init = [1], data = 0 }
+budget = { steps = 2 }
+phase = "pilot"
+[config]
+train_blocks = 40
+held_blocks = 8
+vocab_size = 300
+hidden = 32
+layers = 1
+inner = 32
+seq_len = 32
+slots = 4
+batch = 4
+[arms.none]
+[arms.combined]
+concept_losses = ["combined"]
+[claims.c]
+says = "It pays."
+criterion = 'diff("test/loss_nats", "combined", "none") > 0'
+phase = "pilot"
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A project whose study has run."""
+    project = Project(tmp_path_factory.mktemp("registry"))
+    project.write("studies/tiny.toml", STUDY)
+    project("run", "studies/tiny.toml")
+    return project
+
+
+def test_the_registry_names_runs_as_the_source_did(project):
+    rows = json.loads(project("concepts", "registry", "--json").stdout)
+    assert [row["concept_losses"] for row in rows] == ["combined (fixed 0.1)", "none"]
+    assert all(row["run"].startswith("perceiver_mlm_H32L1C4_2") for row in rows)
+    assert all(row["status"] == "completed" and float(row["task_loss"]) > 0 for row in rows)
+    assert all(row["texts"] == 8 and row["data"] == "python" for row in rows)
+    assert "concept losses" in project("concepts", "registry", "tiny").stdout
