@@ -60,6 +60,7 @@ def test_a_model_is_trained_and_stored(place):
     assert "holds a run of another configuration or seed" in other.stderr
 
 
+@pytest.mark.timeout(300)
 def test_two_processes_compute_what_one_does(place):
     """Each with half of every batch, gloo, over more than an epoch: the same losses and gradients."""
     torchrun = [
@@ -88,9 +89,10 @@ def test_two_processes_compute_what_one_does(place):
     assert finals[0]["test/loss_nats"] == pytest.approx(finals[1]["test/loss_nats"], rel=1e-5)
 
 
+@pytest.mark.timeout(300)
 def test_ctrl_c_saves_and_the_same_command_goes_on(place):
     """To the same rows, but for the last bits of nothing: CPU, bit for bit."""
-    longer = [*SMALL, "batch=4"]
+    longer = [*SMALL, "batch=4", "eval_interval=60"]
     longer[longer.index("--steps") + 1] = "150"
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(place), "ASSAY_DATA": str(place)}
     whole = run(place, "pretrain", "whole", *longer)

@@ -104,34 +104,42 @@ def pretrain(
         threads: Of each process.
         quiet: No progress lines.
     """
-    from assay.engines.concepts.pretrain import is_first_process, train, unpacked
-
     what = what or What()
-    seeds = {"init": what.seed, "data": what.seed}
-    data_dir = Settings.from_environment().data_dir
-    if not is_first_process():
-        train(
-            [what.config],
-            [Follower(out, seeds=seeds, quiet=True, threads=threads, data_dir=data_dir)],
-        )
-        return
-    task = ENGINE.tasks["pretrain"]
-    told = {
-        "config": to_plain(what.config),
-        "seeds": seeds,
-        "data": task.fingerprint(what.config, seeds, data_dir),
-    }
+    config, data_dir = what.config, Settings.from_environment().data_dir
+    task, seeds = ENGINE.tasks["pretrain"], {"init": what.seed, "data": what.seed}
+    digests = task.fingerprint(config, seeds, data_dir)
+    told = {"config": to_plain(config), "seeds": seeds, "data": digests}
+    # Of several processes each makes it, with the same content; only the first one writes more.
     context = LocalContext(
         out, told=told, seeds=seeds, quiet=quiet, threads=threads, data_dir=data_dir
     )
     if not context.is_finished:
-        with interruptible([context]):
-            train([what.config], [context])
-        if context.stop:
-            print(f"stopped; the same command goes on from {out}", file=sys.stderr)
-            raise SystemExit(130)
-        unpacked(out / "model.zip", out / "model")
+        _train(config, context)
     context.report(Output())
+
+
+def _train(config: PretrainConfig, context: LocalContext) -> None:
+    """In this process, or in this one's part of several."""
+    # Heavy; what is wrong with settings and folder is told before.
+    from assay.engines.concepts.pretrain import is_first_process, train, unpacked
+
+    folder = context.folder
+    if not is_first_process():
+        follower = Follower(
+            folder,
+            seeds=context.seeds,
+            quiet=True,
+            threads=context.threads,
+            data_dir=context.data_dir,
+        )
+        train([config], [follower])
+        raise SystemExit(0)
+    with interruptible([context]):
+        train([config], [context])
+    if not (folder / "summary.json").exists():
+        print(f"stopped; the same command goes on from {folder}", file=sys.stderr)
+        raise SystemExit(130)
+    unpacked(folder / "model.zip", folder / "model")
 
 
 def settings() -> None:
