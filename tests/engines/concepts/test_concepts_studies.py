@@ -8,10 +8,12 @@ from concepts_helpers import Context
 from assay.core.config import build
 from assay.core.plan import expand
 from assay.core.study import load_scales, load_study
-from assay.engines.concepts.config import PretrainConfig
+from assay.engines.concepts.config import CostConfig, PretrainConfig
+from assay.engines.concepts.cost import measure
 from assay.engines.concepts.pretrain import train
 
 STUDIES = sorted((Path(__file__).parents[3] / "studies" / "concepts").glob("*.toml"))
+RUN = {PretrainConfig: train, CostConfig: measure}
 SCALES = [(path, scale) for path in STUDIES for scale in (None, *load_scales(path))]
 
 
@@ -31,7 +33,7 @@ def test_a_study_is_valid_at_every_scale(path, scale):
     study = load_study(path, scale)
     assert study.claims
     assert study.table.scale
-    assert all(isinstance(config, PretrainConfig) for config in configs(study).values())
+    assert all(type(config) in RUN for config in configs(study).values())
 
 
 def test_every_study_has_a_smoke_and_a_full_scale():
@@ -50,5 +52,5 @@ def test_smoke_runs(path):
     """Every arm and cell, to the end."""
     for config in configs(load_study(path, "smoke")).values():
         context = Context(0)
-        train([config], [context])
-        assert "test/loss_nats" in context.final
+        RUN[type(config)]([config], [context])
+        assert "model/parameters" in context.final

@@ -228,3 +228,30 @@ def _check_objective(c: PretrainConfig) -> None:
         raise ValueError(
             f"orthogonality needs slots ≤ hidden: {c.slots} vectors of {c.hidden} numbers cannot all be orthogonal"
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostConfig:
+    """What an encoder costs at a length."""
+
+    encoder: Literal["concepts", "bidirectional", "transformer"] = "concepts"
+    """Slots that read the tokens; the same with tokens that read the slots; a plain Transformer."""
+    tokens: int = 512
+    """N, of one text."""
+    hidden: int = 256
+    """Width of all; a head for every 64."""
+    layers: int = 2
+    """Of all."""
+    inner: int = 512
+    """Width inside the feed-forward parts."""
+    slots: int = 64
+    """C."""
+    repeats: int = 5
+    """Times that it is measured; the median counts."""
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "hidden", "layers", "inner", "slots", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more; got {getattr(self, name)}")
+        if self.hidden > 64 and self.hidden % 64:
+            raise ValueError(f"hidden must be a multiple of 64, of a head; got {self.hidden}")

@@ -8,7 +8,7 @@ from assay.core.engine import Engine, Metric, RunContext, Task
 from assay.core.errors import ConfigError
 from assay.engines import facts
 from assay.engines.concepts.analysis_metrics import under
-from assay.engines.concepts.config import ConceptLoss, PretrainConfig
+from assay.engines.concepts.config import ConceptLoss, CostConfig, PretrainConfig
 from assay.engines.concepts.corpus import HUB, PYTHON, digest
 from assay.engines.concepts.labels import METRICS as LABELLED
 from assay.engines.concepts.labels import PROBES
@@ -57,6 +57,23 @@ TRAINING = {
 }
 
 
+COST = {
+    "cost/seconds": Metric(
+        says="Wall time of forward and backward of one text, median over repeats.",
+        goal="min",
+        low=0.0,
+    ),
+    "cost/seconds_min": Metric(says="The same, the shortest.", goal="min", low=0.0),
+    "model/parameters": Metric(says="Trained numbers of the encoder.", low=0.0),
+}
+
+
+def _cost(configs: Sequence[Any], contexts: Sequence[RunContext]) -> None:
+    from assay.engines.concepts.cost import measure
+
+    measure(configs, contexts)
+
+
 def _train(configs: Sequence[Any], contexts: Sequence[RunContext]) -> None:
     from assay.engines.concepts.pretrain import train
 
@@ -101,10 +118,6 @@ def check(configs: Sequence[PretrainConfig], data_dir: Path | None) -> None:
         load(name, data_dir, most=most)
 
 
-def _environment() -> dict[str, str]:
-    return facts.of_torch()
-
-
 ENGINE = Engine(
     name="concepts",
     tasks={
@@ -123,9 +136,19 @@ ENGINE = Engine(
             budget=("steps",),
             check=check,
             fingerprint=_fingerprint,
-            environment=_environment,
+            environment=facts.of_torch,
             max_threads=1,
-        )
+        ),
+        "cost": Task(
+            name="cost",
+            config=CostConfig,
+            seeds=("init",),
+            metrics=COST,
+            run=_cost,
+            budget=("repeats",),
+            environment=facts.of_torch,
+            max_threads=1,
+        ),
     },
     packages=("torch", "transformers", "tokenizers", "accelerate", "numpy"),
 )
