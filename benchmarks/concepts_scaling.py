@@ -11,18 +11,17 @@ import json
 import math
 import platform
 import statistics
-import time
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from transformers import BertConfig, BertModel, set_seed
+from transformers import set_seed
 
-from assay.engines.concepts.configuration import ConceptConfig
-from assay.engines.concepts.models import ConceptModel
+from assay.engines.concepts.config import CostConfig
+from assay.engines.concepts.cost import encoder, seconds, text
 
 LENGTHS = tuple(2**k for k in range(7, 14))
-WIDTH, LAYERS, SLOTS, INNER, HEADS = 256, 2, 64, 512, 4
+WIDTH, LAYERS, SLOTS, INNER = 256, 2, 64, 512
 LAST = 4
 """Lengths from which slopes are found."""
 
@@ -30,25 +29,10 @@ LAST = 4
 def encoders():
     set_seed(0)
     common = {
-        "vocab_size": 4096, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "intermediate_size": INNER,
-        "num_attention_heads": HEADS, "max_position_embeddings": max(LENGTHS), "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
+        "tokens": max(LENGTHS), "hidden": WIDTH, "layers": LAYERS, "inner": INNER, "slots": SLOTS,
     }  # fmt: skip
-    return {
-        "concepts": ConceptModel(ConceptConfig(concept_num=SLOTS, **common)),
-        "concepts, bidirectional": ConceptModel(
-            ConceptConfig(concept_num=SLOTS, bidirectional=True, **common)
-        ),
-        "transformer": BertModel(BertConfig(**common), add_pooling_layer=False),
-    }
-
-
-def seconds(model, tokens):
-    ids = torch.randint(4, 4096, (1, tokens))
-    model.zero_grad()
-    began = time.perf_counter()
-    model(ids).last_hidden_state.square().mean().backward()
-    return time.perf_counter() - began
+    kinds = ("concepts", "bidirectional", "transformer")
+    return {kind: encoder(CostConfig(encoder=kind, **common)) for kind in kinds}
 
 
 def slope(lengths, times):
@@ -89,13 +73,14 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     models = encoders()
+    texts = {n: text(n) for n in LENGTHS}
     found = {name: {n: [] for n in LENGTHS} for name in models}
     for n in LENGTHS:
         for model in models.values():
-            seconds(model, n)
+            seconds(model, texts[n])
         for _ in range(options.repeats):
             for name, model in models.items():
-                found[name][n].append(seconds(model, n))
+                found[name][n].append(seconds(model, texts[n]))
     middle = {name: [statistics.median(each[n]) for n in LENGTHS] for name, each in found.items()}
     record = {
         "machine": platform.processor() or platform.machine(),

@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 from rich.console import Console
+from rich.table import Table
 
 from assay.core.config import unknown_key
 from assay.core.errors import StudyError
@@ -131,6 +132,14 @@ def unknown_study(name: str, known: list[str], settings: Settings) -> str:
 def ledger(settings: Settings) -> list[Event]:
     """All events of the project's ledger."""
     return read_ledger(settings.ledger_dir)
+
+
+def headed_table(*heads: str) -> Table:
+    """A table without lines, its heads bold."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in heads:
+        table.add_column(head)
+    return table
 
 
 def print_json(value: Any) -> None:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter, validators
-from rich.table import Table
 
-from assay.cli.common import Output, print_json
+from assay.cli.common import Output, headed_table, print_json
 from assay.core.errors import ConfigError
 from assay.core.settings import Settings
 from assay.engines.concepts.analysis_metrics import METRICS, STATIC, level
@@ -167,7 +166,7 @@ def _print(
     if analysis is None:
         console.print("Nothing is measured: concepts are not finite.\n")
     else:
-        table = _table("measure", "value", "level", "*", "what it means")
+        table = headed_table("measure", "value", "level", "*", "what it means")
         table.columns[1].justify = "right"
         for name, value in analysis.measures.items():
             says, said = METRICS[name].says, level(name, value, slots=about["slots"]) or "–"
@@ -179,14 +178,7 @@ def _print(
         console.print("health: nothing found")
         return
     console.print(f"health: {len(findings)} finding(s)")
-    table = _table("of", "must hold", "found", "what to do")
+    table = headed_table("of", "must hold", "found", "what to do")
     for finding in findings:
         table.add_row(finding.name, finding.rule, finding.value, finding.advice)
     console.print(table)
-
-
-def _table(*heads: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for head in heads:
-        table.add_column(head)
-    return table

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, validators
-from rich.table import Table
 
-from assay.cli.common import Output, print_json
-from assay.cli.options import SetOption, assigned, checked, numbers
+from assay.cli.common import Output, headed_table, print_json
+from assay.cli.options import SetOption, assigned, checked, seeds_of
 from assay.core.errors import ConfigError
 from assay.core.settings import Settings
 
@@ -81,10 +80,7 @@ class How:
     @property
     def chosen(self) -> list[int]:
         """The seeds."""
-        found = numbers("--seeds", self.seeds, "seeds", "0,1,2")
-        if len(set(found)) != len(found) or min(found) < 0:
-            raise ConfigError(f"--seeds takes different ones from 0; got {self.seeds!r}.")
-        return found
+        return seeds_of(self.seeds)
 
 
 def evaluate(
@@ -118,7 +114,8 @@ def evaluate(
     # What is quick to check comes first: torch takes seconds to load.
     seeds, parts, config = how.chosen, which.load(), how.config
     from assay.engines.concepts.evaluate import evaluate as measure
-    from assay.engines.concepts.evaluate import threads, write_report
+    from assay.engines.concepts.evaluate import write_report
+    from assay.engines.concepts.modes import threads
 
     now, found = datetime.now().astimezone(), []
 
@@ -157,10 +154,7 @@ def _show(report: "TaskReport") -> None:
         )
     model = f"{Path(report.checkpoint).name}{f', {report.head}' if report.head else ''}"
     tuned = f"{model} ({report.runs[0].parameters:,} parameters)"
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    heads = [tuned if way == "fine-tuned" else way for way in report.rows]
-    for head in ("metric", *heads):
-        table.add_column(head)
+    table = headed_table("metric", *(tuned if way == "fine-tuned" else way for way in report.rows))
     for metric in report.rows["fine-tuned"]:
         table.add_row(metric, *(_spread(values.get(metric, ())) for values in report.rows.values()))
     out.print(table)

@@ -8,9 +8,8 @@ from typing import Annotated, Any
 
 import msgspec
 from cyclopts import Parameter
-from rich.table import Table
 
-from assay.cli.common import Output, ledger, open_index, print_json
+from assay.cli.common import Output, headed_table, ledger, open_index, print_json
 from assay.cli.local_files import read_json
 from assay.core.config import build
 from assay.core.errors import ConfigError
@@ -53,9 +52,7 @@ def registry(
         raise ConfigError(
             "There is no pretraining run here. Run a study of studies/concepts: assay run FILE."
         )
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for head in rows[0]:
-        table.add_column(head.replace("_", " "))
+    table = headed_table(*(head.replace("_", " ") for head in rows[0]))
     for row in rows:
         table.add_row(*(NONE if value is None else str(value) for value in row.values()))
     Output().print(table)

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter, validators
-from rich.table import Table
 
-from assay.cli.common import Output, print_json
+from assay.cli.common import Output, headed_table, print_json
 from assay.cli.credit_files import contexts_of, find_own_modules, read, train_pending
 from assay.cli.local_files import read_json
-from assay.cli.options import SetOption, assigned, checked, numbers, tell_settings
+from assay.cli.options import SetOption, assigned, checked, seeds_of, tell_settings
 from assay.core.errors import ConfigError
 from assay.engines.credit.config import TrainConfig
 from assay.engines.credit.engine import ENGINE
@@ -76,10 +75,7 @@ class What:
     @cached_property
     def chosen(self) -> list[int]:
         """The seeds."""
-        found = numbers("--seeds", self.seeds, "seeds", "0,1,2")
-        if len(set(found)) != len(found) or min(found) < 0:
-            raise ConfigError(f"--seeds takes different ones from 0; got {self.seeds!r}.")
-        return found
+        return seeds_of(self.seeds)
 
 
 @app.command
@@ -108,7 +104,7 @@ def train(
         print(f"stopped; the same command goes on from {out}", file=sys.stderr)
         raise SystemExit(130)
     finals = [read_json(context.folder / "summary.json") for context in contexts]
-    table = _table("", "mean ± std", "seeds")
+    table = headed_table("", "mean ± std", "seeds")
     for metric, says in SHOWN.items():
         table.add_row(says, _spread([final[metric] for final in finals]), str(len(finals)))
     console = Output()
@@ -146,7 +142,7 @@ def probe(
     if json:
         print_json({"run": run, "method": name, "layers": layers, "mean": means})
         return
-    table = _table("layer", *layers)
+    table = headed_table("layer", *layers)
     rows = [
         *(dict(zip(layers, row, strict=True)) for row in zip(*layers.values(), strict=True)),
         means,
@@ -206,7 +202,7 @@ def linesearch(
             }
         )
         return
-    table = _table("credit", "blocks", "kind", "same", "held", "fair")
+    table = headed_table("credit", "blocks", "kind", "same", "held", "fair")
     for each in found:
         sign = "" if each.sign > 0 else "−"
         values = [_spread(part, 4) for part in (each.same, each.held, each.fair)]
@@ -237,7 +233,7 @@ def estimators(*, json: Json = False) -> None:
     if json:
         print_json(found)
         return
-    table = _table("method", "derivatives", "what it is")
+    table = headed_table("method", "derivatives", "what it is")
     for name, about in found.items():
         table.add_row(name, ", ".join(about["derivatives"]) or "–", str(about["says"]))
     Output().print(table)
@@ -247,13 +243,6 @@ def estimators(*, json: Json = False) -> None:
 def settings() -> None:
     """All settings of a run, for --set and for a study's [config], and the metrics that it reports."""
     tell_settings(TrainConfig, ENGINE.tasks["train"].metrics)
-
-
-def _table(*heads: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for head in heads:
-        table.add_column(head)
-    return table
 
 
 def _spread(values: Sequence[float], digits: int = 3) -> str:

@@ -79,6 +79,18 @@ def numbers(option: str, text: str, what: str, example: str) -> list[int]:
         ) from error
 
 
+def seeds_of(text: str) -> list[int]:
+    """The seeds of `--seeds`.
+
+    Raises:
+        ConfigError: They are not numbers from 0, each once.
+    """
+    found = numbers("--seeds", text, "seeds", "0,1,2")
+    if len(set(found)) != len(found) or min(found) < 0:
+        raise ConfigError(f"--seeds takes different ones from 0; got {text!r}.")
+    return found
+
+
 def described(config: type) -> list[tuple[str, Any, str]]:
     """Name, default and docstring of every field of a configuration dataclass."""
     body = ast.parse(inspect.getsource(config)).body[0]

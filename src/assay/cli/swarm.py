@@ -17,7 +17,7 @@ from cyclopts import App, Parameter, validators
 
 from assay.cli.common import Output, print_json
 from assay.cli.local_files import LocalContext, interruptible
-from assay.cli.options import SetOption, assigned, checked, described, numbers
+from assay.cli.options import SetOption, assigned, checked, numbers, tell_settings
 from assay.cli.swarm_cluster import (
     cluster,
     open_desk,
@@ -372,9 +372,7 @@ def _export(run: Path, config: SwarmConfig, tiers: list[int], out: Path) -> None
 @app.command
 def settings() -> None:
     """All settings of a run, for --set and for a study's [config], and the metrics that it reports."""
-    out = Output()
-    for name, default, says in described(SwarmConfig):
-        out.print(f"{name} = {json_module.dumps(default)}\n    {says}")
-    for name, metric in METRICS.items():
-        if not name.endswith(tuple(f"tier{t}" for t in range(1, 8))):
-            out.print(f"{name}\n    {metric.says}")
+    # Metrics of the other tiers differ in their number alone.
+    others = tuple(f"tier{t}" for t in range(1, 8))
+    told = {name: metric for name, metric in METRICS.items() if not name.endswith(others)}
+    tell_settings(SwarmConfig, told)

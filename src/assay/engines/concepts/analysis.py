@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from assay.engines.concepts.attention_use import AttentionUse
 from assay.engines.concepts.encoder import ConceptModel, ConceptOutput
+from assay.engines.concepts.modes import evaluating
 from assay.engines.concepts.regularisers import UNIFORMITY_TAU, cosines
 
 ROUNDING = 1e-12
@@ -80,9 +81,7 @@ def collect(
     """
     concepts: list[Tensor] = []
     uses: list[AttentionUse] = []
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for batch in batches:
             mask = batch.get("attention_mask")
             if mask is not None and not mask.bool().any(1).all():
@@ -98,8 +97,6 @@ def collect(
             uses = uses or [AttentionUse() for _ in reads]
             for use, weights in zip(uses, reads, strict=True):
                 use.add(weights, mask)
-    finally:
-        model.train(training)
     if not concepts:
         raise ValueError("there must be a batch of texts; got none")
     return Collected(torch.cat(concepts), tuple(uses))

@@ -17,6 +17,12 @@ ConceptLoss = Literal[
     "spread",
     "input-variance",
 ]
+SlotPlaces = Literal["none", "sinusoidal", "learned"]
+Decoder = Literal["perceiver", "position", "weighted", "diffusion"]
+Modulation = Literal["zero", "normal", "plain"]
+TimeWeight = Literal["none", "clamped", "elbo"]
+Weighting = Literal["fixed", "learned", "kendall-gal"]
+Head = Literal["cls-query", "weighted", "mean", "decoder", "pair"]
 SIZES = (
     "seq_len", "held_blocks", "hidden", "layers", "inner", "slots", "decoder_layers",
     "batch", "steps", "eval_interval", "tune_batch",
@@ -65,7 +71,7 @@ class PretrainConfig:
     """Of embeddings, feed-forward parts and attention."""
     init_range: float = 0.02
     """Deviation of first weights."""
-    slot_places: Literal["none", "sinusoidal", "learned"] = "none"
+    slot_places: SlotPlaces = "none"
     """Added to the slots."""
     bidirectional: bool = False
     """Tokens read the concepts too (BiXT)."""
@@ -83,16 +89,16 @@ class PretrainConfig:
     (diffusion), or such a share of a text whose beginning alone is read (prefix)."""
     mask_rate: float = 0.15
     """Share of tokens that are hidden; under tsdae, deleted."""
-    decoder: Literal["perceiver", "position", "weighted", "diffusion"] = "perceiver"
+    decoder: Decoder = "perceiver"
     """What rebuilds them; see `ConceptConfig`."""
     decoder_layers: int = 2
     """Of the diffusion decoder."""
-    modulation: Literal["zero", "normal", "plain"] = "zero"
+    modulation: Modulation = "zero"
     """How the time reaches them: adaLN-Zero, the same with gates that begin as any weight, or scale
     and shift alone."""
     t_min: float = 0.05
     """Smallest share of hidden tokens."""
-    time_weight: Literal["none", "clamped", "elbo"] = "none"
+    time_weight: TimeWeight = "none"
     """Weight of a text by its share of hidden tokens: none, the source's, or the true 1 / t."""
     label_smoothing: float = 0.0
     """Of the training loss."""
@@ -100,7 +106,7 @@ class PretrainConfig:
     """Added to it, on the concepts."""
     concept_weight: float = 0.1
     """Of all of them together, where weights are fixed."""
-    weighting: Literal["fixed", "learned", "kendall-gal"] = "fixed"
+    weighting: Weighting = "fixed"
     """Of task and concept losses."""
     weighting_lr: float = 1e-2
     """Learning rate of learned weights; Adam moves them by about so much a step."""
@@ -125,7 +131,7 @@ class PretrainConfig:
     evaluate: tuple[str, ...] = ()
     """Labelled tasks on which the encoder is judged at the end: cola, sst2, mrpc, stsb, qqp, mnli, qnli,
     rte, sick-r, sick-e, paws, qqp-subset."""
-    head: Literal["cls-query", "weighted", "mean", "decoder", "pair"] = "weighted"
+    head: Head = "weighted"
     """Of the classifier that is fine-tuned; see `ConceptConfig`."""
     tune_epochs: int = 3
     """Of fine-tuning; 0 does none, and leaves the measures of the frozen encoder."""

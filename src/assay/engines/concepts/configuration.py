@@ -1,28 +1,19 @@
 """Settings of a concept encoder and of what is trained on top of it."""
 
 from dataclasses import field
-from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-Position = Literal["none", "sinusoidal", "learned"]
-Decoder = Literal["perceiver", "position", "weighted", "diffusion"]
-TimeWeight = Literal["none", "clamped", "elbo"]
-Modulation = Literal["zero", "normal", "plain"]
-Head = Literal["cls-query", "weighted", "mean", "decoder", "pair"]
-ConceptLoss = Literal[
-    "orthogonality",
-    "soft-orthogonality",
-    "uniformity",
-    "variance",
-    "covariance",
-    "vicreg",
-    "combined",
-    "spread",
-    "input-variance",
-]
-Weighting = Literal["fixed", "learned", "kendall-gal"]
+from assay.engines.concepts.config import (
+    ConceptLoss,
+    Decoder,
+    Head,
+    Modulation,
+    SlotPlaces,
+    TimeWeight,
+    Weighting,
+)
 
 
 @strict
@@ -88,7 +79,7 @@ class ConceptConfig(PreTrainedConfig):
     hidden_dropout_prob: float | int = 0.1
     attention_probs_dropout_prob: float | int = 0.1
     max_position_embeddings: int = 2048
-    concept_position_type: Position = "none"
+    concept_position_type: SlotPlaces = "none"
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     bidirectional: bool = False

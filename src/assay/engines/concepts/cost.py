@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import BertConfig, BertModel, set_seed
 
 from assay.core.engine import RunContext
 from assay.engines import memory
 from assay.engines.concepts.config import CostConfig
 from assay.engines.concepts.configuration import ConceptConfig
-from assay.engines.concepts.evaluate import threads
 from assay.engines.concepts.models import ConceptModel
+from assay.engines.concepts.modes import threads
 
 VOCABULARY = 4096
 
@@ -24,11 +25,11 @@ def measure(configs: Sequence[CostConfig], contexts: Sequence[RunContext]) -> No
     for config, context in zip(configs, contexts, strict=True):
         with threads(context.threads):
             set_seed(context.seeds["init"])  # of first weights, which the library draws globally
-            seconds = timed(config)
+            measured = timed(config)
         context.summary(
             {
-                "cost/seconds": statistics.median(seconds),
-                "cost/seconds_min": min(seconds),
+                "cost/seconds": statistics.median(measured),
+                "cost/seconds_min": min(measured),
                 "model/parameters": float(encoder(config).num_parameters()),
             }
         )
@@ -37,15 +38,21 @@ def measure(configs: Sequence[CostConfig], contexts: Sequence[RunContext]) -> No
 
 def timed(config: CostConfig) -> list[float]:
     """Seconds of each repeat, after one that is not counted."""
-    model = encoder(config).train()
-    ids = torch.randint(4, VOCABULARY, (1, config.tokens))
-    found = []
-    for _ in range(config.repeats + 1):
-        model.zero_grad()
-        began = time.perf_counter()
-        model(ids).last_hidden_state.square().mean().backward()
-        found.append(time.perf_counter() - began)
-    return found[1:]
+    model, ids = encoder(config).train(), text(config.tokens)
+    return [seconds(model, ids) for _ in range(config.repeats + 1)][1:]
+
+
+def text(tokens: int) -> Tensor:
+    """A text of so many tokens, drawn from the global generator, [1, N]."""
+    return torch.randint(4, VOCABULARY, (1, tokens))
+
+
+def seconds(model: Any, ids_1N: Tensor) -> float:
+    """Of forward and backward of one text."""
+    model.zero_grad()
+    began = time.perf_counter()
+    model(ids_1N).last_hidden_state.square().mean().backward()
+    return time.perf_counter() - began
 
 
 def encoder(config: CostConfig) -> Any:

@@ -4,14 +4,11 @@ import csv
 import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
 from assay.core.errors import ConfigError
@@ -35,18 +32,6 @@ UNTRAINED = ", untrained"
 """Suffix of ways that are of a model with the same settings and first weights."""
 Values = Mapping[str, Sequence[float]]
 """Metric → a value for each seed; one where nothing is drawn."""
-
-
-@contextmanager
-def threads(number: int) -> Iterator[None]:
-    """So many threads for torch and for the libraries under scikit-learn; as before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        with threadpool_limits(number):
-            yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +120,7 @@ def evaluate(
     rows: dict[str, Values] = {MAJORITY: _single(majority(parts)), WORDS: _single(words.reported)}
     settings: dict[str, Mapping[str, Any]] = {WORDS: words.settings}
     if frozen:
-        for way, values, chosen in _frozen(model, tokenizer, parts, config.max_length, seeds):
+        for way, values, chosen in frozen_ways(model, tokenizer, parts, config.max_length, seeds):
             rows[way], settings[way] = values, chosen
         tell(f"{task.name}: frozen vectors")
     runs = []
@@ -161,7 +146,7 @@ def evaluate(
     )
 
 
-def _frozen(
+def frozen_ways(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     parts: Parts,

@@ -1,8 +1,7 @@
 """Trains a classifier on a labelled task, chooses its epoch, and measures it where nothing was chosen."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,13 +21,14 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.utils import logging
 
 from assay.core.errors import ConfigError
 from assay.engines.concepts.baselines import majority
-from assay.engines.concepts.configuration import ConceptConfig, Head
+from assay.engines.concepts.config import Head
+from assay.engines.concepts.configuration import ConceptConfig
 from assay.engines.concepts.linear import reported_scores
 from assay.engines.concepts.models import ConceptForSequenceClassification
+from assay.engines.concepts.modes import quiet
 from assay.engines.concepts.parts import Examples, Parts
 from assay.engines.concepts.scores import Values, scores
 from assay.engines.concepts.tasks import Task
@@ -103,20 +103,6 @@ class FineTuned:
     majority: Mapping[str, float]
     answers: int
     parameters: int
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """The library tells errors only, and draws no bars."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def located(checkpoint: str | Path) -> str:

@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.preprocessing import StandardScaler
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from assay.core.errors import ConfigError
 from assay.engines.concepts.encoder import ConceptModel
 from assay.engines.concepts.linear import Measured, fit_linear, reported_scores
+from assay.engines.concepts.modes import evaluating
 from assay.engines.concepts.parts import Examples, Parts
 from assay.engines.concepts.scores import Values
 
@@ -18,6 +20,21 @@ AT_ONCE = 64
 """Texts of a batch."""
 DIGITS = 10
 """Of a cosine."""
+
+
+def mean_state(base: Any, ids_BN: Tensor, mask_BN: Tensor) -> Tensor:
+    """The mean of each text's concepts, or of the states of its tokens, [B, H].
+
+    Args:
+        base: A concept encoder, or a model that gives a state for each token.
+        ids_BN: Tokens.
+        mask_BN: 1 where there is one, 0 where the text is filled up.
+    """
+    states: Tensor = base(ids_BN, attention_mask=mask_BN).last_hidden_state
+    if isinstance(base, ConceptModel):
+        return states.mean(1)
+    share = mask_BN[..., None].to(states.dtype)
+    return (states * share).sum(1) / share.sum(1).clamp(min=1)
 
 
 @torch.no_grad()
@@ -38,26 +55,19 @@ def vectors(
         max_length: Tokens of a text at most; the rest is cut off.
     """
     base: Any = model.base_model
-    was_training = base.training
-    base.eval()
     # By length, so that little is padded; the vector of a text does not depend on its neighbours.
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     found: dict[int, Any] = {}
-    for start in range(0, len(order), AT_ONCE):
-        rows = order[start : start + AT_ONCE]
-        batch = tokenizer(
-            [texts[i] for i in rows], truncation=True, max_length=max_length, padding=True,
-            return_tensors="pt", return_token_type_ids=False,
-        )  # fmt: skip
-        batch = batch.to(base.device)
-        states = base(**batch).last_hidden_state
-        if isinstance(base, ConceptModel):
-            means = states.mean(1)
-        else:
-            share = batch["attention_mask"][..., None].to(states.dtype)
-            means = (states * share).sum(1) / share.sum(1).clamp(min=1)
-        found |= dict(zip(rows, means.double().cpu().numpy(), strict=True))
-    base.train(was_training)
+    with evaluating(base):
+        for start in range(0, len(order), AT_ONCE):
+            rows = order[start : start + AT_ONCE]
+            batch = tokenizer(
+                [texts[i] for i in rows], truncation=True, max_length=max_length, padding=True,
+                return_tensors="pt", return_token_type_ids=False,
+            )  # fmt: skip
+            batch = batch.to(base.device)
+            means = mean_state(base, batch["input_ids"], batch["attention_mask"])
+            found |= dict(zip(rows, means.double().cpu().numpy(), strict=True))
     return np.stack([found[i] for i in range(len(texts))])
 
 

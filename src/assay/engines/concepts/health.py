@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from assay.engines.concepts.classify import ConceptForSequenceClassification
 from assay.engines.concepts.encoder import ConceptModel, ConceptPreTrainedModel
 from assay.engines.concepts.masked import ConceptForMaskedLM
+from assay.engines.concepts.modes import evaluating
 
 LARGEST = 1e3
 """Weights beyond it have run away."""
@@ -138,12 +139,10 @@ def answers(
 
     Predictions are compared over all batches, and only where there are two or more.
     """
-    training = model.training
-    model.eval()
     losses: list[float] = []
     predicted: list[Tensor] = []
     broken = numbers = 0
-    try:
+    with evaluating(model):
         for batch in batches:
             out = model(**{name: value.to(model.device) for name, value in batch.items()})
             given = out.last_hidden_state if isinstance(model, ConceptModel) else out.logits
@@ -153,8 +152,6 @@ def answers(
                 one = given.shape[-1] == 1
                 predicted.append((given[..., 0] if one else given.argmax(-1)).flatten().cpu())
                 losses += [] if out.loss is None else [float(out.loss)]
-    finally:
-        model.train(training)
     found = list(_diverged(losses))
     if not broken:
         return found + list(_constant(predicted))

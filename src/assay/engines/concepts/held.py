@@ -9,8 +9,9 @@ from torch.nn import functional
 from assay.engines.concepts.analysis import collect, measure
 from assay.engines.concepts.collators import Batch, Collator, Texts, padded
 from assay.engines.concepts.masked import IGNORED, ConceptForMaskedLM
+from assay.engines.concepts.modes import evaluating
 from assay.engines.concepts.prepare import Prepared
-from assay.engines.concepts.probes import evaluating, gradient_by_time, word_order
+from assay.engines.concepts.probes import gradient_by_time, word_order
 from assay.engines.concepts.tokens import Blocks
 
 HELD_SEED = 0

@@ -1,17 +1,35 @@
 """An encoder at the end of its pretraining, on labelled tasks, beside what needs no pretraining."""
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
+from transformers import PreTrainedTokenizerFast
 
 from assay.engines.concepts.baselines import bag_of_words, majority
 from assay.engines.concepts.config import PretrainConfig
+from assay.engines.concepts.evaluate import (
+    MAJORITY,
+    PROBE,
+    SIMILARITY,
+    TUNED,
+    UNTRAINED,
+    WORDS,
+    frozen_ways,
+)
 from assay.engines.concepts.finetune import FineTuneConfig, classifier, fine_tune
-from assay.engines.concepts.frozen import linear_probe, zero_shot
 from assay.engines.concepts.parts import Parts, load
+
+BEGINNINGS = {
+    MAJORITY: "majority_",
+    WORDS: "words_",
+    PROBE: "probe_",
+    SIMILARITY: "zero_shot_",
+    PROBE + UNTRAINED: "untrained_probe_",
+    SIMILARITY + UNTRAINED: "untrained_zero_shot_",
+    TUNED: "",
+}
+"""Way of answering → how the names of its metrics begin."""
 
 
 def judge(
@@ -36,63 +54,36 @@ def judge(
     Raises:
         ConfigError: Examples are not there or not as they should be.
     """
+    head = config.head if config.architecture == "concepts" else None
     found: dict[str, float] = {}
     for name in config.evaluate:
-        parts = _parts(name, data_dir, config.tune_examples)
-        ways = {"majority_": majority(parts), "words_": _words(parts)}
-        model = classifier(
-            folder, parts.task, config.head if config.architecture == "concepts" else None
-        )
-        set_seed(seed)
-        bare = type(model)(model.config)
-        for prefix, each in (("", model), ("untrained_", bare)):
-            ways |= {
-                prefix + way: values
-                for way, values in _frozen(each, tokenizer, parts, config).items()
-            }
-        if config.tune_epochs:
-            ways[""] = _tuned(config, folder, tokenizer, parts, seed)
-        found |= {
-            f"{name}/{way}{metric}": value
-            for way, values in ways.items()
-            for metric, value in values.items()
+        parts, ways = _baselines(name, data_dir, config.tune_examples)
+        model = classifier(folder, parts.task, head)
+        frozen = frozen_ways(model, tokenizer, parts, config.seq_len, [seed])
+        measured: dict[str, Mapping[str, float]] = {
+            way: {m: of_seed for m, (of_seed,) in values.items()} for way, values, _ in frozen
         }
+        if config.tune_epochs:
+            make = partial(classifier, folder, parts.task, head)
+            measured[TUNED] = fine_tune(make, tokenizer, parts, _tuning(config), seed=seed).reported
+        for way, values in {**ways, **measured}.items():
+            found |= {f"{name}/{BEGINNINGS[way]}{metric}": v for metric, v in values.items()}
     return found
 
 
 @lru_cache(maxsize=16)
-def _parts(name: str, data_dir: Path | None, most: int) -> Parts:
-    return load(name, data_dir, most=most)
+def _baselines(
+    name: str, data_dir: Path | None, most: int
+) -> tuple[Parts, Mapping[str, Mapping[str, float]]]:
+    """The examples, and what needs no model; runs of one process share both."""
+    parts = load(name, data_dir, most=most)
+    return parts, {MAJORITY: majority(parts), WORDS: bag_of_words(parts).reported}
 
 
-def _words(parts: Parts) -> Mapping[str, float]:
-    return bag_of_words(parts).reported
-
-
-def _frozen(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, parts: Parts, config: PretrainConfig
-) -> dict[str, Mapping[str, float]]:
-    options: dict[str, Any] = {"max_length": config.seq_len}
-    found = {"probe_": linear_probe(model, tokenizer, parts, **options).reported}
-    if parts.task.is_pair and parts.task.is_regression:
-        found["zero_shot_"] = zero_shot(model, tokenizer, parts, **options)
-    return found
-
-
-def _tuned(
-    config: PretrainConfig,
-    folder: Path,
-    tokenizer: PreTrainedTokenizerFast,
-    parts: Parts,
-    seed: int,
-) -> Mapping[str, float]:
-    tuning = FineTuneConfig(
+def _tuning(config: PretrainConfig) -> FineTuneConfig:
+    return FineTuneConfig(
         lr=config.tune_lr,
         batch=config.tune_batch,
         epochs=config.tune_epochs,
         max_length=config.seq_len,
     )
-    head = config.head if config.architecture == "concepts" else None
-    return fine_tune(
-        lambda: classifier(folder, parts.task, head), tokenizer, parts, tuning, seed=seed
-    ).reported

@@ -46,6 +46,8 @@ def _of(task: Task) -> dict[str, Metric]:
 METRICS: dict[str, Metric] = {
     name: metric for task in TASKS.values() for name, metric in _of(task).items()
 }
+TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Shares of hidden tokens at which the gradient is measured."""
 PROBES: dict[str, Metric] = {
     "probe/word_order_accuracy": Metric(
         says="Share of held-out texts that a linear model tells from the same with neighbouring tokens swapped, on "
@@ -61,6 +63,6 @@ PROBES: dict[str, Metric] = {
             "over batches of held-out texts.",
             low=0.0,
         )
-        for time in (0.1, 0.3, 0.5, 0.7, 0.9)
+        for time in TIMES
     },
 }

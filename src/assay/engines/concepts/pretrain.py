@@ -24,17 +24,16 @@ from transformers import (
     get_scheduler,
     set_seed,
 )
-from transformers.utils.logging import disable_progress_bar
 
 from assay.core.engine import RunContext
 from assay.core.errors import ConfigError
 from assay.engines import memory
 from assay.engines.concepts.collators import Collator, Texts, collator
 from assay.engines.concepts.config import PretrainConfig
-from assay.engines.concepts.evaluate import threads
 from assay.engines.concepts.held import Held
 from assay.engines.concepts.judged import judge
 from assay.engines.concepts.masked import loss_divisor
+from assay.engines.concepts.modes import threads, without_bars
 from assay.engines.concepts.prepare import Prepared, model_of, prepare
 
 NOTES = "assay.json"
@@ -147,10 +146,10 @@ class Recorder(TrainerCallback):
 def train(configs: Sequence[PretrainConfig], contexts: Sequence[RunContext]) -> None:
     """Train runs one after another; they share the texts, and nothing else."""
     memory.keep()
-    disable_progress_bar()  # of storing a model: the lab has its own display
     for config, context in zip(configs, contexts, strict=True):
         if not context.should_stop():
-            with tempfile.TemporaryDirectory() as folder, threads(context.threads):
+            # The lab has a display of its own.
+            with tempfile.TemporaryDirectory() as folder, threads(context.threads), without_bars():
                 pretrain(config, context, Path(folder))
 
 
@@ -259,8 +258,7 @@ def _restored(context: RunContext, folder: Path) -> tuple[str | None, dict[str, 
     if found is None:
         return None, {}
     place = folder / f"checkpoint-{found[0]}"
-    with zipfile.ZipFile(io.BytesIO(found[1])) as archive:
-        archive.extractall(place)
+    unpacked(io.BytesIO(found[1]), place)
     return str(place), json.loads((place / NOTES).read_text())
 
 
@@ -303,7 +301,7 @@ def packed(folder: Path) -> bytes:
     return out.getvalue()
 
 
-def unpacked(archive: Path, folder: Path) -> None:
+def unpacked(archive: Path | io.BytesIO, folder: Path) -> None:
     """The files of a zip archive that `packed` made, in a folder."""
     with zipfile.ZipFile(archive) as found:
         found.extractall(folder)

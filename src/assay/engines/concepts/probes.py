@@ -1,8 +1,6 @@
 """What concepts know, and what training feels: probes of a trained model."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,39 +8,19 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from assay.engines.concepts.collators import Noise, Padded, Texts, padded
-from assay.engines.concepts.encoder import ConceptModel
+from assay.engines.concepts.collators import Noise, Texts, padded
+from assay.engines.concepts.frozen import mean_state
+from assay.engines.concepts.labels import TIMES
+from assay.engines.concepts.modes import evaluating
 from assay.engines.concepts.tokens import Blocks
 
-TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Shares of hidden tokens at which the gradient is measured."""
 SWAPPED = 0.5
 """Chance with which a token changes places with its right neighbour."""
 DIGITS = 9
 """Of a probe's features, whose root mean square is 1."""
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """A model without dropout, and afterwards as it was."""
-    was = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was)
-
-
-def _vectors(encoder: Any, texts: Padded) -> Tensor:
-    """The mean of a text's concepts, or of the states of its tokens, [B, H]."""
-    states: Tensor = encoder(texts.ids_BN, attention_mask=texts.mask_BN.long()).last_hidden_state
-    if isinstance(encoder, ConceptModel):
-        return states.mean(1)
-    share = texts.mask_BN[..., None].to(states.dtype)
-    return (states * share).sum(1) / share.sum(1)
 
 
 def word_order(
@@ -68,7 +46,8 @@ def word_order(
     with evaluating(exact), torch.no_grad():
         for first in range(0, len(pairs), batch):
             rows = [ids for pair in pairs[first : first + batch] for ids in pair]
-            found.append(_vectors(exact, padded(rows, tokenizer)))
+            made = padded(rows, tokenizer)
+            found.append(mean_state(exact, made.ids_BN, made.mask_BN.long()))
     features = torch.cat(found).numpy()
     features = (features / np.sqrt(np.mean(features**2))).round(DIGITS)
     labels = np.tile([0, 1], len(pairs))

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
-from transformers.utils import logging
 
 from assay.core.errors import ConfigError
 from assay.engines.concepts.corpus import LEAST_CHARACTERS, batches
@@ -22,6 +21,7 @@ from assay.engines.concepts.models import (
     ConceptForSequenceClassification,
     ConceptModel,
 )
+from assay.engines.concepts.modes import quiet
 from assay.engines.concepts.tokens import fetch_tokenizer
 
 CLASSES: Mapping[str, type[ConceptPreTrainedModel]] = {
@@ -64,23 +64,17 @@ def load(folder: Path) -> Stored:
             tokenizer has more tokens than the model.
     """
     kind = _kind(folder)
-    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
     try:
         # Sizes that do not fit are told below; the library would tell them in its log alone.
-        loaded: Any = kind.from_pretrained(
-            folder, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        with quiet():
+            loaded: Any = kind.from_pretrained(
+                folder, output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except Exception as error:
         raise ConfigError(
             f"A checkpoint must have the weights that its config.json describes; those of {folder} cannot be "
             f"loaded: {type(error).__name__}: {' '.join(str(error).split())} Store it again with save_pretrained."
         ) from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
     model, told = loaded
     for name, there, wanted in sorted(told["mismatched_keys"])[:1]:
         raise ConfigError(
