@@ -46,6 +46,26 @@ def test_every_study_has_a_smoke_and_a_full_scale():
             assert len({tuple(p.seeds.items()) for p in expand(load_study(path, scale))}) >= 3
 
 
+# S4's S1 and S2, gamma and rho above DFA's, as it printed them.
+ABOVE_DFA = [
+    ("scalar-tgw1", "test/gamma", 0.079),
+    ("scalar-tgw4", "test/gamma", 0.087),
+    ("vector", "test/gamma", -0.100),
+    ("scalar-tgw1", "test/rho", 0.014),
+    ("scalar-tgw4", "test/rho", 0.007),
+    ("vector", "test/rho", 0.005),
+]
+ROUNDED = 0.0015  # three printed values, half a unit of their last digit each
+
+
+@pytest.mark.parametrize(("arm", "metric", "above"), ABOVE_DFA)
+def test_reported_rows_agree_with_the_reported_differences(arm, metric, above):
+    """A row of the online study mistyped from S4 would not give S4's own S1 and S2."""
+    study = load_study(next(path for path in STUDIES if path.stem == "online"), None)
+    reported = {(row.arm, row.metric): row.value for row in study.reported}
+    assert reported[arm, metric] - reported["dfa", metric] == pytest.approx(above, abs=ROUNDED)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
