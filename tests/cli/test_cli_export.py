@@ -12,7 +12,7 @@ import pytest
 from project import Project
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-FORMATS = ("csv", "parquet", "tensorboard", "mlflow")
+FORMATS = ("csv", "parquet", "tensorboard", "mlflow", "wandb")
 LOGGED = """
 import math
 import assay

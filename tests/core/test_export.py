@@ -6,7 +6,9 @@ import json
 import math
 import os
 import socket
+import struct
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +26,7 @@ from tensorboard.context import RequestContext
 from tensorboard.data import server_ingester
 from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.util import grpc_util, tensor_util
+from wandb.proto import wandb_internal_pb2
 
 from assay.core.analysis import analyse
 from assay.core.definition import Analysis
@@ -34,6 +37,7 @@ from assay.core.export.gather import ExportedRun, Gathered, gather
 from assay.core.export.mlflow import valid_names, write_mlflow
 from assay.core.export.tabular import write_csv, write_parquet
 from assay.core.export.tensorboard import write_tensorboard
+from assay.core.export.wandb import write_wandb
 from assay.core.export.whole import whole
 from assay.core.foreign import ReportedRun, read_mlruns, read_reported, read_tensorboard
 from assay.core.ledger import invalidations, record
@@ -571,3 +575,102 @@ def test_read_tensorboard_wants_event_files(tmp_path: Path) -> None:
     """Neither reader takes a folder without its files."""
     with pytest.raises(DataError, match="tfevents"):
         read_tensorboard(tmp_path)
+
+
+# Weights & Biases
+
+
+def wandb_records(path: Path) -> Iterator[Any]:
+    """The records of an offline run: LevelDB's log format, in it the library's own messages."""
+    data, at, message = path.read_bytes(), 7, b""
+    while at < len(data):
+        block_left = 32768 - at % 32768
+        if block_left < 7:
+            at += block_left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        message += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last piece
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(message)
+            message = b""
+            yield record
+
+
+def wandb_values(items: Any) -> dict[str, Any]:
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+@pytest.fixture(scope="module")
+def wandb_runs(runs: list[ExportedRun], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Run id → its records, by kind."""
+    out = tmp_path_factory.mktemp("wandb") / "out"
+    write_wandb(iter(runs), out)
+    found = {}
+    for path in out.glob("wandb/offline-run-*/*.wandb"):
+        kinds: dict[str, list[Any]] = {}
+        for record in wandb_records(path):
+            kind = record.WhichOneof("record_type")
+            kinds.setdefault(kind, []).append(getattr(record, kind))
+        found[kinds["run"][0].run_id] = kinds
+    assert not any(socket.gethostname().encode() in p.read_bytes() for p in out.rglob("*.wandb"))
+    assert {path.name for path in out.rglob("*.log")} == set()
+    return found
+
+
+def test_wandb_reads_every_value(runs: list[ExportedRun], wandb_runs: dict[str, Any]) -> None:
+    """Settings, standing and every value with its step and time, in the library's own messages."""
+    assert set(wandb_runs) == {run.about["run"] for run in runs}
+    for run in runs:
+        kinds = wandb_runs[str(run.about["run"])]
+        (made,) = kinds["run"]
+        config = wandb_values(made.config.update)
+        assert config["config.method"] == run.params["config.method"]
+        assert config["assay.commit"] == "c" * 40
+        assert config["assay.invalidated"] is run.about["invalidated"]
+        assert (made.project, made.run_group) == ("s", run.about["arm"])
+        assert made.display_name == run.name
+        assert list(made.tags) == ([run.about["standing"]] if run.about["standing"] else [])
+        assert config["assay.created_at"] == run.about["created_at"]
+        lines = [wandb_values(line.item) for line in kinds.get("history", [])]
+        for name, series in run.series.items():
+            logged = [line for line in lines if name in line]
+            # W&B has no negative zero; all other values are the same, to the last bit.
+            found = np.array([line[name] for line in logged], dtype=float)
+            assert np.array_equal(found, series.values, equal_nan=True)
+            assert [line["assay_step"] for line in logged] == series.steps.tolist()
+            # The values of one line may be of several moments.
+            times = zip([line["_timestamp"] for line in logged], series.times.tolist(), strict=True)
+            assert all(0 <= shown - time < 1 for shown, time in times)
+        kept = wandb_values(u for s in kinds.get("summary", []) for u in s.update)
+        for name, value in run.summary.items():
+            assert equal(kept[f"summary/{name}"], value)
+    (wrong,) = [k["run"][0] for k in wandb_runs.values() if "invalidated" in k["run"][0].tags]
+    assert "the disk was full" in wrong.notes
+    codes = {
+        str(run.about["status"]): wandb_runs[run.about["run"]]["exit"][0].exit_code for run in runs
+    }
+    assert codes == {"completed": 0, "failed": 1, "open": 1}
+
+
+def test_wandb_keeps_two_values_of_one_step(runs: list[ExportedRun], tmp_path: Path) -> None:
+    """As a program logs them that counts its steps anew."""
+    first = runs[0].series[LOSS]
+    twice = type(first)(*(np.concatenate([column, column[:1]]) for column in first))
+    write_wandb(
+        iter([dataclasses.replace(runs[0], series={LOSS: twice}, summary={})]), tmp_path / "out"
+    )
+    (path,) = (tmp_path / "out").glob("wandb/*/*.wandb")
+    lines = [wandb_values(r.history.item) for r in wandb_records(path) if r.HasField("history")]
+    assert [line["assay_step"] for line in lines] == [0, 0, *range(1, len(CURVE))]
+    assert same([lines[0][LOSS], lines[1][LOSS]], CURVE[:1] * 2)
+
+
+def test_without_wandb_the_way_out_is_told(
+    runs: list[ExportedRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"pip install 'assay\[wandb\]'"):
+        write_wandb(iter(runs), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

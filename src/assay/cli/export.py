@@ -18,12 +18,15 @@ from assay.core.settings import Settings
 WRITERS = {
     "tensorboard": "assay.core.export.tensorboard:write_tensorboard",
     "mlflow": "assay.core.export.mlflow:write_mlflow",
+    "wandb": "assay.core.export.wandb:write_wandb",
     "csv": "assay.core.export.tabular:write_csv",
     "parquet": "assay.core.export.tabular:write_parquet",
 }
 
 
-def export(what: str, out: Path, *, to: Literal["tensorboard", "mlflow", "csv", "parquet"]) -> None:
+def export(
+    what: str, out: Path, *, to: Literal["tensorboard", "mlflow", "wandb", "csv", "parquet"]
+) -> None:
     """Write the runs of a study, or one run, for another tool: every value of every metric.
 
     All runs go along, also failed, invalidated and superseded ones, each with its arm, seeds,
@@ -31,7 +34,7 @@ def export(what: str, out: Path, *, to: Literal["tensorboard", "mlflow", "csv", 
 
     Args:
         what: Study id or file; or the id of a run, or the first letters of it.
-        out: File (csv, parquet) or folder (tensorboard, mlflow) to write.
+        out: File (csv, parquet) or folder (tensorboard, mlflow, wandb) to write.
         to: The format.
     """
     settings = Settings.from_environment()

@@ -1,4 +1,4 @@
-"""Where things are. The only module that reads the process environment.
+"""Where things are. The only module that reads or changes the process environment.
 
 A *project* is the nearest folder upwards that holds an `assay.toml`, a `pyproject.toml` or a
 `.git`; without one it is the current folder. Runs lie in `runs/`, the ledger in `ledger/`, both
@@ -8,7 +8,8 @@ inside the project. The index is a cache and lies on local disk in the user's ca
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,3 +121,18 @@ def _folder(env: Mapping[str, str], name: str) -> Path | None:
             f"{name} must name an existing folder; got {value!r}. Create it, or unset {name}."
         )
     return path
+
+
+@contextmanager
+def variables(**values: str) -> Iterator[None]:
+    """Variables of the environment while something runs: a library that takes a setting in no other way."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
