@@ -1,5 +1,8 @@
 """The studies in `studies/concepts`: each is valid at every scale, and starts at the smallest."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from assay.engines.concepts.cost import measure
 from assay.engines.concepts.pretrain import train
 
 STUDIES = sorted((Path(__file__).parents[3] / "studies" / "concepts").glob("*.toml"))
+COMMANDS = [path for path in STUDIES if path.stem == "ddp"]
 RUN = {PretrainConfig: train, CostConfig: measure}
 SCALES = [(path, scale) for path in STUDIES for scale in (None, *load_scales(path))]
 
@@ -33,7 +37,8 @@ def test_a_study_is_valid_at_every_scale(path, scale):
     study = load_study(path, scale)
     assert study.claims
     assert study.table.scale
-    assert all(type(config) in RUN for config in configs(study).values())
+    if path not in COMMANDS:
+        assert all(type(config) in RUN for config in configs(study).values())
 
 
 def test_every_study_has_a_smoke_and_a_full_scale():
@@ -47,10 +52,25 @@ def test_every_study_has_a_smoke_and_a_full_scale():
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [p for p in STUDIES if p not in COMMANDS], ids=lambda p: p.stem)
 def test_smoke_runs(path):
     """Every arm and cell, to the end."""
     for config in configs(load_study(path, "smoke")).values():
         context = Context(0)
         RUN[type(config)]([config], [context])
         assert "model/parameters" in context.final
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
+def test_commands_smoke_runs(path, tmp_path):
+    """Every arm's own command, as the lab gives it, in a clean environment."""
+    place = Path(sys.executable).parent
+    environment = {"PATH": f"{place}:{os.defpath}", "HOME": str(tmp_path)}
+    for planned in expand(load_study(path, "smoke")):
+        words = [word.replace("{out}", planned.arm) for word in planned.cmd]
+        done = subprocess.run(
+            words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
