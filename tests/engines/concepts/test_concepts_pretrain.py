@@ -188,3 +188,19 @@ def test_corpora_that_are_not_there_or_no_text_are_refused(folder):
         trained(folder, held_blocks=4000)
     with pytest.raises(ConfigError, match="vocab_size must be 260 or more"):
         trained(folder, vocab_size=100)
+
+
+@pytest.mark.parametrize("architecture", ["concepts", "bert"])
+def test_bfloat16_learns_the_same_to_its_precision(folder, architecture):
+    """Other numbers (so it is on), close ones, and weights that are stored as float32."""
+    (exact,), (coarse,) = (
+        trained(folder, precision=name, architecture=architecture)
+        for name in ("float32", "bfloat16")
+    )
+    both = [
+        [row["train/loss_nats"] for _, row in sorted(run.rows.items())] for run in (exact, coarse)
+    ]
+    assert both[0] != both[1]
+    assert both[0] == pytest.approx(both[1], rel=0.01)
+    with zipfile.ZipFile(io.BytesIO(coarse.files["model.zip"])) as archive:
+        assert '"dtype": "float32"' in archive.read("config.json").decode()

@@ -125,6 +125,8 @@ class PretrainConfig:
     """Decoupled; not of biases and norms."""
     clip: float = 1.0
     """Largest norm of all gradients together; 0 does not clip."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of matrix products while training (autocast); weights, and all that is measured, are float32."""
     eval_interval: int = 200
     """Steps between measurements and checkpoints."""
 

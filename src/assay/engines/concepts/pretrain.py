@@ -211,6 +211,7 @@ def _trainer(
         max_steps=config.steps,
         per_device_train_batch_size=config.batch // PartialState().num_processes,
         max_grad_norm=0.0,
+        bf16=config.precision == "bfloat16",
         seed=seeds["init"],
         data_seed=seeds["data"],
         save_strategy="no",
