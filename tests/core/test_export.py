@@ -610,9 +610,9 @@ def wandb_runs(runs: list[ExportedRun], tmp_path_factory: pytest.TempPathFactory
     found = {}
     for path in out.glob("wandb/offline-run-*/*.wandb"):
         kinds: dict[str, list[Any]] = {}
-        for record in wandb_records(path):
-            kind = record.WhichOneof("record_type")
-            kinds.setdefault(kind, []).append(getattr(record, kind))
+        for message in wandb_records(path):
+            kind = message.WhichOneof("record_type")
+            kinds.setdefault(kind, []).append(getattr(message, kind))
         found[kinds["run"][0].run_id] = kinds
     assert not any(socket.gethostname().encode() in p.read_bytes() for p in out.rglob("*.wandb"))
     assert {path.name for path in out.rglob("*.log")} == set()
