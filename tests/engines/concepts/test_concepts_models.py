@@ -194,13 +194,16 @@ def test_padding_changes_nothing():
         torch.testing.assert_close(one.logits[0], two.logits[1, :13], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
-def test_asking_for_few_tokens_gives_the_loss_and_gradients_of_asking_for_all(decoder):
-    """The sparse head against the dense one, in float64."""
+@pytest.mark.parametrize(
+    ("decoder", "modulation"),
+    [*((decoder, "normal") for decoder in DECODERS), ("diffusion", "plain")],
+)
+def test_asking_for_few_tokens_gives_the_loss_and_gradients_of_asking_for_all(decoder, modulation):
+    """Rows and logits of asked-for tokens alone against all of them, in float64."""
     found = []
     for dense in (False, True):
         model = model_with(
-            decoder_type=decoder, dense_head=dense, time_weight="elbo", modulation="normal"
+            decoder_type=decoder, dense_head=dense, time_weight="elbo", modulation=modulation
         )
         model = model.double()
         ids, mask, labels = batch()

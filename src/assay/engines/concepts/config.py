@@ -82,7 +82,7 @@ class PretrainConfig:
     tied: bool = True
     """The last layer's weights are the token embeddings."""
     dense_head: bool = False
-    """Compute the logits of tokens that nobody asks for too: the same loss, slower."""
+    """Decode tokens that nobody asks for too, and compute their logits: the same loss, slower."""
 
     objective: Objective = "mlm"
     """What is hidden: tokens, whole words, spans, most tokens (tsdae), a share that varies

@@ -19,7 +19,14 @@ from assay.engines.concepts.layers import (
 
 
 class Rebuilder(Protocol):
-    """A decoder as the models see it."""
+    """A decoder as the models see it.
+
+    Attributes:
+        rows_are_alone: Whether a row is the same whichever others are rebuilt beside it, so that
+            those that nobody asks for can be left out.
+    """
+
+    rows_are_alone: bool
 
     def __call__(
         self,
@@ -28,8 +35,9 @@ class Rebuilder(Protocol):
         embedding: TokenEmbedding,
         time_B: Tensor | None,
         mask_BN: Tensor | None,
+        places_BN: Tensor | None = None,
     ) -> Tensor:
-        """A row for each place of the text.
+        """A row for each token.
 
         Args:
             concepts_BCH: Of the encoder.
@@ -37,7 +45,12 @@ class Rebuilder(Protocol):
             embedding: The encoder's, of tokens.
             time_B: Share of hidden tokens of each text, of the diffusion decoder.
             mask_BN: True where there is a token.
+            places_BN: Where in the text the tokens are; by default one after another.
         """
+
+
+def _in_order(ids_BN: Tensor) -> Tensor:
+    return torch.arange(ids_BN.shape[1], device=ids_BN.device)
 
 
 class PerceiverDecoder(nn.Module):
@@ -46,6 +59,8 @@ class PerceiverDecoder(nn.Module):
     Args:
         config: Sizes; under "position" the query is the place alone and knows nothing of the text.
     """
+
+    rows_are_alone = True
 
     def __init__(self, config: ConceptConfig) -> None:
         super().__init__()
@@ -61,9 +76,10 @@ class PerceiverDecoder(nn.Module):
         embedding: TokenEmbedding,
         time_B: Tensor | None = None,
         mask_BN: Tensor | None = None,
+        places_BN: Tensor | None = None,
     ) -> Tensor:
         """See `Rebuilder`."""
-        x = self.places(torch.arange(ids_BN.shape[1], device=ids_BN.device))
+        x = self.places(_in_order(ids_BN) if places_BN is None else places_BN)
         x = (
             x + embedding.without_places(ids_BN)
             if self.sees_tokens
@@ -80,6 +96,8 @@ class WeightedDecoder(nn.Module):
     Args:
         config: Sizes.
     """
+
+    rows_are_alone = True
 
     def __init__(self, config: ConceptConfig) -> None:
         super().__init__()
@@ -99,9 +117,11 @@ class WeightedDecoder(nn.Module):
         embedding: TokenEmbedding | None = None,
         time_B: Tensor | None = None,
         mask_BN: Tensor | None = None,
+        places_BN: Tensor | None = None,
     ) -> Tensor:
         """See `Rebuilder`."""
-        mixed = self.mixture[: ids_BN.shape[1]].softmax(-1) @ concepts_BCH
+        places = _in_order(ids_BN) if places_BN is None else places_BN
+        mixed = self.mixture[places].softmax(-1) @ concepts_BCH
         out: Tensor = self.dropout(functional.gelu(self.inner(self.norm(mixed))))
         return out
 
@@ -195,7 +215,9 @@ class DiffusionDecoder(nn.Module):
         self.tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.places = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.clock = Clock(config)
-        kind = PlainTimeLayer if config.modulation == "plain" else GatedTimeLayer
+        # Plain layers have self-attention.
+        self.rows_are_alone = config.modulation != "plain"
+        kind = GatedTimeLayer if self.rows_are_alone else PlainTimeLayer
         self.layers = nn.ModuleList(kind(config) for _ in range(config.decoder_layers))
         self.last_norm = norm(config)
 
@@ -206,9 +228,10 @@ class DiffusionDecoder(nn.Module):
         embedding: TokenEmbedding | None = None,
         time_B: Tensor | None = None,
         mask_BN: Tensor | None = None,
+        places_BN: Tensor | None = None,
     ) -> Tensor:
         """See `Rebuilder`. Without a time, everything counts as hidden: t = 1."""
-        x = self.tokens(ids_BN) + self.places(torch.arange(ids_BN.shape[1], device=ids_BN.device))
+        x = self.tokens(ids_BN) + self.places(_in_order(ids_BN) if places_BN is None else places_BN)
         time = x.new_ones(len(x)) if time_B is None else time_B
         clock = self.clock(time)
         for layer in self.layers:

@@ -101,10 +101,18 @@ class ConceptForMaskedLM(ConceptPreTrainedModel):
             raise ValueError("concepts need decoder_input_ids: which places are to be rebuilt")
         check_ids(self.config, decoder_input_ids)
         mask = None if decoder_attention_mask is None else decoder_attention_mask.bool()
-        rows = self.decoder(concepts, decoder_input_ids, self.encoder.embedding, time, mask)
+        embedding = self.encoder.embedding
         if labels is None:
+            rows = self.decoder(concepts, decoder_input_ids, embedding, time, mask)
             return MaskedOutput(logits=self.head(rows), concepts=concepts)
-        logits, losses, where = self._losses(rows, labels)
+        if self.config.dense_head or not self.decoder.rows_are_alone:
+            rows = self.decoder(concepts, decoder_input_ids, embedding, time, mask)
+            kept = labels != IGNORED
+        else:
+            places, kept = asked_places(labels)
+            asked = decoder_input_ids.gather(1, places)
+            rows = self.decoder(concepts, asked, embedding, time, None, places)
+        logits, losses, where = self._losses(rows, kept, labels)
         if divisor is None:
             divisor = loss_divisor(self.config.time_weight, labels, mask, time)
         task = self._weighted(losses, where, time) / divisor
@@ -120,20 +128,20 @@ class ConceptForMaskedLM(ConceptPreTrainedModel):
     def _added(self) -> list[str]:
         return list(self.config.concept_losses) if self.training else []
 
-    def _losses(self, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _losses(
+        self, rows_BMH: Tensor, kept_BM: Tensor, labels_BN: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, the loss of each labelled token, and in which text it is."""
-        asked = labels != IGNORED
         smoothing = float(self.config.label_smoothing) if self.training else 0.0
-        wanted = labels[asked]
         if self.config.dense_head:
-            logits = self.head(rows)
-            scored = logits[asked]
+            logits = self.head(rows_BMH)
+            scored = logits[kept_BM]
         else:
-            logits = scored = self.head(rows[asked])
+            logits = scored = self.head(rows_BMH[kept_BM])
         losses = functional.cross_entropy(
-            scored, wanted, reduction="none", label_smoothing=smoothing
+            scored, labels_BN[labels_BN != IGNORED], reduction="none", label_smoothing=smoothing
         )
-        return logits, losses, asked.nonzero()[:, 0]
+        return logits, losses, kept_BM.nonzero()[:, 0]
 
     def _weighted(self, losses: Tensor, where: Tensor, time_B: Tensor | None) -> Tensor:
         """Sum of the losses of all labelled tokens, weighted by the time of their text."""
@@ -141,6 +149,18 @@ class ConceptForMaskedLM(ConceptPreTrainedModel):
         if kind == "none":
             return losses.sum()
         return (_weights(kind, time_B)[where] * losses).sum()
+
+
+def asked_places(labels_BN: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the labelled tokens of each text are, in order, [B, M], and which of these are some, [B, M].
+
+    M is the largest number of labelled tokens of a text; those with fewer are filled up by others.
+    """
+    asked = labels_BN != IGNORED
+    counts = asked.sum(1)
+    most = max(1, int(counts.max()))
+    places = asked.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+    return places, torch.arange(most, device=counts.device) < counts[:, None]
 
 
 def _weights(kind: str, time_B: Tensor | None) -> Tensor:
