@@ -1,18 +1,21 @@
 """A training step of each credit estimator beside backpropagation, and of several seeds stacked.
 
-    python benchmarks/credit_step.py [--repeats 7] [--out FILE]
+    python benchmarks/credit_step.py [--repeats 7] [--out FILE] [--biotorch PYTHON]
 
 One thread. "autograd" is the same net trained by plain backpropagation (torch.autograd over the whole
 net and torch.optim.Adam), written here; "bp" is the engine's oracle, which finds the costates first and
 then each block's gradient from them. All cases of one net are measured in turn, so that a busy moment
-falls on all of them; medians over repeats.
+falls on all of them; medians over repeats. `--biotorch` names the interpreter of an environment with BioTorch
+(`peers/credit_biotorch.py` says how it is made), whose steps of the same MLP take turns with ours.
 """
 
 import argparse
 import json
 import platform
 import statistics
+import subprocess
 import time
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -31,7 +34,13 @@ NETS = {
     "digits: 4 GELU blocks of 64, batch 64": {
         "data": "digits", "block": "gelu", "width": 64, "depth": 4, "batch": 64,
     },
+    "MLP: 3 hidden ReLU layers of 256 on digits, batch 64": {
+        "data": "digits", "block": "plain", "activation": "relu", "width": 256, "depth": 2, "batch": 64,
+    },
 }  # fmt: skip
+MLP = list(NETS)[-1]
+PEER_SIZES = {"inputs": 64, "width": 256, "hidden": 3, "classes": 10, "batch": 64}
+PEER_METHODS = ("bp", "fa", "dfa")
 SEEDS = (1, 3, 16)
 STACKED = ("bp", "dfa", "scalar-bridge", "vector-field")
 
@@ -85,22 +94,45 @@ class Autograd:
         t.step += 1
 
 
-def measure(cases, repeats, seconds):
-    """Milliseconds a call of each case: every repeat, all cases in turn."""
-    calls = {}
-    for name, case in cases.items():
-        for _ in range(3):
-            case()
-        began = time.perf_counter()
+class Peer:
+    """BioTorch in a process of its own."""
+
+    def __init__(self, python):
+        script = Path(__file__).parent / "peers" / "credit_biotorch.py"
+        words = [python, "-W", "ignore", str(script), json.dumps(PEER_SIZES)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(words, text=True, **pipes)
+        assert self.process.stdout.readline().strip() == "ready"
+
+    def seconds(self, method, calls):
+        self.process.stdin.write(f"{method} {calls}\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
+
+
+def seconds(case, calls):
+    """Of one call, over so many."""
+    began = time.perf_counter()
+    for _ in range(calls):
         case()
-        calls[name] = max(1, int(seconds / (time.perf_counter() - began)))
+    return (time.perf_counter() - began) / calls
+
+
+def measure(cases, repeats, length):
+    """Milliseconds a call of each case: every repeat, all cases in turn.
+
+    Args:
+        cases: Name → number of calls → seconds a call.
+        repeats: Of each case.
+        length: Seconds that a repeat takes, about.
+    """
+    for case in cases.values():
+        case(3)
+    calls = {name: max(1, int(length / case(1))) for name, case in cases.items()}
     found = {name: [] for name in cases}
     for _ in range(repeats):
         for name, case in cases.items():
-            began = time.perf_counter()
-            for _ in range(calls[name]):
-                case()
-            found[name].append(1e3 * (time.perf_counter() - began) / calls[name])
+            found[name].append(1e3 * case(calls[name]))
     return found
 
 
@@ -109,9 +141,11 @@ def main():
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.2)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--biotorch")
     options = parser.parse_args()
     torch.set_num_threads(1)
     memory.keep()  # as the engine does
+    peer = Peer(options.biotorch) if options.biotorch else None
     record = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
     for net, settings in NETS.items():
         configs = {name: TrainConfig(method=name, **settings) for name in ESTIMATORS}
@@ -121,11 +155,14 @@ def main():
             f"{name} x {seeds}": Groups(configs[name], seeds)
             for name, seeds in product(STACKED, SEEDS[1:])
         }
-        found = measure(cases, options.repeats, options.seconds)
+        timed = {name: partial(seconds, case) for name, case in cases.items()}
+        if peer is not None and net == MLP:
+            timed |= {f"BioTorch {m}": partial(peer.seconds, m) for m in PEER_METHODS}
+        found = measure(timed, options.repeats, options.seconds)
         middle = {name: statistics.median(each) for name, each in found.items()}
         record[net] = {"ms": found, "median_ms": middle}
         print(f"\n{net}\n{'method':24} {'ms a step':>10} {'to autograd':>12}")
-        for name in ["autograd", *ESTIMATORS]:
+        for name in ["autograd", *ESTIMATORS, *(n for n in found if n.startswith("BioTorch"))]:
             print(f"{name:24} {middle[name]:10.2f} {middle[name] / middle['autograd']:11.2f}x")
         print(f"\n{'seeds stacked':24} " + " ".join(f"{s:>14}" for s in SEEDS))
         for name in STACKED:
