@@ -19,7 +19,7 @@ from assay.engines.concepts.models import (
     ConceptModel,
 )
 from assay.engines.concepts.stored import encoded, load, questions, read_texts, spread
-from assay.engines.concepts.tokens import train_tokenizer
+from assay.engines.concepts.tokens import train_tokenizer, vocabulary_digest
 
 LINES = [f"the {noun} {verb} {place}" for noun in ("cat", "old dog", "bird")
          for verb in ("sat on", "ran far from") for place in ("the mat", "a very big house by the sea")]  # fmt: skip
@@ -204,13 +204,18 @@ def test_texts_that_cannot_be_taken_are_refused(project, monkeypatch):
 
 
 def test_tokenizers_that_do_not_fit_are_refused(project, tmp_path):
-    """One with more tokens than the model, and none."""
+    """One with more tokens than the model, one with as many others, and none."""
     it, texts = tmp_path / "it", project.root / "texts.txt"
     shutil.copytree(project.root / "lm", it)
     larger = train_tokenizer(LINES, 300)
     larger.add_tokens(["<new>", "<newer>"])
     larger.save_pretrained(it)
     assert f"has {len(larger)}." in refused(it, texts=texts)
+    digest = vocabulary_digest(train_tokenizer(LINES, 300))
+    settings = json.loads((it / "config.json").read_text())
+    (it / "config.json").write_text(json.dumps(settings | {"vocabulary_digest": digest}))
+    train_tokenizer([line[::-1] for line in LINES], 300).save_pretrained(it)
+    assert "its tokens are not those of the model's config.json" in refused(it, texts=texts)
     (it / "tokenizer.json").unlink()
     assert "has no tokenizer.json" in refused(it, texts=texts)
 

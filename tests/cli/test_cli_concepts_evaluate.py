@@ -1,6 +1,7 @@
 """`assay concepts evaluate`, from a terminal."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import polars as pl
 import pytest
 from project import Project
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from assay.cli.concepts_evaluate import How, Which
 from assay.core.errors import ConfigError
@@ -74,6 +75,23 @@ def test_plain_data_of_a_bert(project):
     assert found[0]["sizes"] == {"train": 27, "chosen": 3, "reported": 48}
     assert found[0]["rows"]["majority"] == {"accuracy": [0.5]}
     assert len(found[1]["rows"]["fine-tuned"]["f1"]) == 2
+
+
+def test_a_tokenizer_with_more_tokens_than_a_bert_is_told(project, tmp_path):
+    """Where BERT itself would look beyond its table."""
+    shutil.copytree(project.root / "bert", tmp_path / "bert")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "bert")
+    tokenizer.add_tokens(["new"])
+    tokenizer.save_pretrained(tmp_path / "bert")
+    words = ("concepts", "evaluate", str(tmp_path / "bert"), *SMALL)
+    said = project.refused(*words, ASSAY_DATA=str(project.root))
+    assert f"knows vocab_size = {len(WORDS)} tokens, and the tokenizer has {len(WORDS) + 1}" in said
+
+
+def test_the_training_part_is_not_reported_on(project):
+    words = ("concepts", "evaluate", "bert", *SMALL, "--reported", "train")
+    said = project.refused(*words, ASSAY_DATA=str(project.root))
+    assert "had no say in anything; got train" in said
 
 
 @pytest.mark.parametrize(

@@ -61,8 +61,10 @@ def test_a_model_is_trained_and_stored(place):
 
 
 @pytest.mark.timeout(300)
-def test_two_processes_compute_what_one_does(place):
+@pytest.mark.parametrize("architecture", ["concepts", "bert"])
+def test_two_processes_compute_what_one_does(place, architecture):
     """Each with half of every batch, gloo, over more than an epoch: the same losses and gradients."""
+    own = 'concept_losses=["uniformity"]' if architecture == "concepts" else "weight_decay=0.02"
     torchrun = [
         str(Path(sys.executable).parent / "torchrun"),
         "--nproc-per-node",
@@ -73,19 +75,21 @@ def test_two_processes_compute_what_one_does(place):
         done = run(
             place,
             "pretrain",
-            name,
+            f"{name}-{architecture}",
             *SMALL,
             "dropout=0",
-            'concept_losses=["uniformity"]',
+            f"architecture={architecture}",
+            own,
             launcher=launcher,
         )
         assert done.returncode == 0, done.stderr
-    one, two = rows(place / "one"), rows(place / "two")
+    one, two = (rows(place / f"{name}-{architecture}") for name in ("one", "two"))
     assert len(one) == len(two) == 10
     for mine, yours in zip(one, two, strict=True):
         for name in ("train/loss_nats", "train/grad_norm"):
             assert mine[name] == pytest.approx(yours[name], rel=2e-5)
-    finals = [json.loads((place / name / "summary.json").read_text()) for name in ("one", "two")]
+    folders = [place / f"{name}-{architecture}" for name in ("one", "two")]
+    finals = [json.loads((folder / "summary.json").read_text()) for folder in folders]
     assert finals[0]["test/loss_nats"] == pytest.approx(finals[1]["test/loss_nats"], rel=1e-5)
 
 

@@ -51,4 +51,16 @@ def test_the_registry_names_runs_as_the_source_did(project):
     assert all(row["run"].startswith("perceiver_mlm_H32L1C4_2") for row in rows)
     assert all(row["status"] == "completed" and float(row["task_loss"]) > 0 for row in rows)
     assert all(row["texts"] == 8 and row["data"] == "python" for row in rows)
+    assert all(row["architecture"] == "perceiver_mlm_H32L1C4" for row in rows)
+    assert all(row["epochs"] == "0.2" and row["conclusion"] is None for row in rows)
     assert "concept losses" in project("concepts", "registry", "tiny").stdout
+
+
+def test_the_registry_as_a_page(project):
+    """With what the study's note says first."""
+    project.write("notes/tiny.md", "It runs,\n2<!--assay:tiny/none x--> steps. And more.\n")
+    lines = project("concepts", "registry", "--markdown").stdout.splitlines()
+    assert lines[0].startswith("| date | run | id | study | architecture | data | machine |")
+    assert len({line.count(" | ") for line in lines}) == 1
+    assert len(lines) == 4
+    assert all(line.endswith("| It runs, 2 steps. |") for line in lines[2:])

@@ -1,6 +1,7 @@
 """`assay concepts registry` and `publish`: all runs in one table, and one model with its card."""
 
 import importlib
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -17,10 +18,12 @@ from assay.core.ledger import invalidations
 from assay.core.read import IndexedRun
 from assay.core.settings import Settings
 from assay.engines.concepts.config import PretrainConfig
-from assay.engines.concepts.names import concept_losses, run_name
+from assay.engines.concepts.names import architecture, concept_losses, run_name
+from assay.engines.concepts.tasks import TASKS
 
-SCORES = ("mrpc/f1", "stsb/spearman", "stsb/zero_shot_spearman", "sick-r/spearman", "sst2/accuracy")
-"""Shown under `labelled tasks`, where they were measured."""
+SCORES = tuple(f"{task.name}/{metric}" for task in TASKS.values() for metric in task.metrics)
+"""Of the fine-tuned model; shown where they were measured, with what needs no fine-tuning."""
+ZERO_SHOT = "zero_shot_spearman"
 NONE = "–"
 
 
@@ -28,6 +31,7 @@ def registry(
     study: str | None = None,
     *,
     json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    markdown: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """All pretraining runs of the lab, as the source's hand-kept registry had them.
 
@@ -37,6 +41,7 @@ def registry(
     Args:
         study: Of this study alone.
         json: Plain data.
+        markdown: The same table for a page.
     """
     settings = Settings.from_environment()
     with open_index(settings, study) as index:
@@ -45,6 +50,7 @@ def registry(
     struck = invalidations(ledger(settings))
     for run, row in zip(runs, rows, strict=True):
         row["status"] = "invalidated" if run.id in struck else run.status
+        row["conclusion"] = _conclusion(settings.root / "notes" / f"{run.study}.md")
     if json:
         print_json(rows)
         return
@@ -52,6 +58,12 @@ def registry(
         raise ConfigError(
             "There is no pretraining run here. Run a study of studies/concepts: assay run FILE."
         )
+    if markdown:
+        heads = [head.replace("_", " ") for head in rows[0]]
+        cells = [[NONE if v is None else str(v) for v in row.values()] for row in rows]
+        for line in (heads, ["---"] * len(heads), *cells):
+            print(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |")
+        return
     table = headed_table(*(head.replace("_", " ") for head in rows[0]))
     for row in rows:
         table.add_row(*(NONE if value is None else str(value) for value in row.values()))
@@ -62,9 +74,20 @@ def _finals(rows: Sequence[Any]) -> dict[str, float]:
     return {row.name: row.value for row in rows if row.value is not None}
 
 
+def _conclusion(note: Path) -> str | None:
+    """The first sentence of a study's note, without the marks that bind its numbers."""
+    try:
+        text = re.sub(r"<!--.*?-->", "", note.read_text("utf-8"), flags=re.DOTALL)
+    except OSError:
+        return None
+    return re.split(r"(?<=[.!?])\s", " ".join(text.split()), maxsplit=1)[0] or None
+
+
 def _row(run: IndexedRun, final: dict[str, float], facts: dict[str, object]) -> dict[str, Any]:
     config = msgspec.convert(run.config, PretrainConfig)
     scores = [f"{name} {final[name]:.3f}" for name in SCORES if name in final]
+    scores += [f"{n} {v:.3f}" for n, v in final.items() if n.endswith(f"/{ZERO_SHOT}")]
+    read = config.steps * config.batch
     shown = {
         "task_loss": "test/loss_nats",
         "rank_mean": "test/rank_mean",
@@ -76,16 +99,18 @@ def _row(run: IndexedRun, final: dict[str, float], facts: dict[str, object]) -> 
         "run": run_name(config, datetime.fromisoformat(run.created_at)),
         "id": run.id,
         "study": f"{run.study}/{run.arm}/{run.cell_label}/{run.seed_label}",
+        "architecture": architecture(config),
         "data": config.corpus,
         "machine": facts.get("machine.cpu") or NONE,
-        "texts": config.steps * config.batch,
+        "texts": read,
+        "epochs": f"{read / config.train_blocks:.3g}" if config.train_blocks else None,
         "concept_losses": concept_losses(config),
         **{
             head: None if name not in final else f"{final[name]:.4g}"
             for head, name in shown.items()
         },
         "labelled_tasks": ", ".join(scores) or None,
-        "code": run.code,
+        "git": run.code,
         "status": run.status,
     }
 

@@ -122,7 +122,12 @@ def test_texts_without_words_are_told():
         {},
         {"num_hidden_layers": 6, "intermediate_size": 96},
         {"hidden_size": 64, "num_hidden_layers": 3, "bidirectional": True, "vocab_size": 4096},
-        {"hidden_size": 48, "num_hidden_layers": 12, "concept_num": 64},
+        {
+            "hidden_size": 48,
+            "num_hidden_layers": 12,
+            "concept_num": 64,
+            "max_position_embeddings": 64,
+        },
     ],
 )
 def test_a_bert_of_that_size(changes):

@@ -10,10 +10,11 @@ from concepts_helpers import TEXTS, Context
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from assay.core.errors import ConfigError
-from assay.engines.concepts.config import PretrainConfig
+from assay.engines.concepts.config import AMONG_SLOTS, PretrainConfig
 from assay.engines.concepts.engine import ENGINE, check
 from assay.engines.concepts.prepare import prepare
-from assay.engines.concepts.pretrain import train
+from assay.engines.concepts.pretrain import check_shared, train
+from assay.engines.concepts.regularisers import OVER_TEXTS, REGULARISERS
 
 TASK = ENGINE.tasks["pretrain"]
 TINY = {
@@ -204,3 +205,66 @@ def test_bfloat16_learns_the_same_to_its_precision(folder, architecture):
     assert both[0] == pytest.approx(both[1], rel=0.01)
     with zipfile.ZipFile(io.BytesIO(coarse.files["model.zip"])) as archive:
         assert '"dtype": "float32"' in archive.read("config.json").decode()
+
+
+def test_a_run_that_diverges_ends_as_one(folder):
+    """Its loss and its largest gradient say so; of concepts that are no numbers there is no measure."""
+    (run,) = trained(folder, lr=1e30, warmup=0, clip=0.0)
+    assert not np.isfinite(run.final["test/loss_nats"])
+    assert run.final["train/grad_norm_max_late"] == np.inf
+    assert not any("rank" in name for name in run.final)
+
+
+def test_the_largest_gradient_of_the_second_half(folder):
+    (run,) = trained(folder)
+    late = [run.rows[step]["train/grad_norm"] for step in range(6, 12)]
+    assert run.final["train/grad_norm_max_late"] == max(late)
+
+
+def test_speed_is_of_this_attempt(folder, monkeypatch):
+    """After a resume the steps of the attempt before do not count."""
+    clock = iter(range(0, 10_000, 10))
+    first = Context(1, folder, stop_after=8)
+    trained(folder, contexts=[first])
+    monkeypatch.setattr("assay.engines.concepts.pretrain.time.perf_counter", lambda: next(clock))
+    second = Context(1, folder, checkpoint=first.checkpoint)
+    trained(folder, contexts=[second])
+    steps = 12 - first.checkpoint[0]
+    assert 0 < steps < 12
+    assert second.final["speed/seconds_per_step"] == pytest.approx(10 / steps)
+
+
+def test_too_few_texts_for_a_batch_are_told(folder):
+    """The library would train on nothing, and the run could be continued for ever."""
+    with pytest.raises(ConfigError, match=r"must fill a batch of 4; 'texts.txt' gives 3 of 32"):
+        trained(folder, train_blocks=3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"batch": 3}, "multiple of the 2 processes"),
+        ({"concept_losses": ("combined",)}, "Concept loss combined is of all texts"),
+        ({"evaluate": ("mrpc",)}, "evaluate is for one process"),
+    ],
+)
+def test_what_processes_cannot_share_is_told(settings, told):
+    config = PretrainConfig(**TINY | settings)
+    check_shared(config, 1)
+    with pytest.raises(ConfigError, match=told):
+        check_shared(config, 2)
+
+
+def test_losses_that_are_not_means_over_texts_are_known():
+    """By their values on a batch and on its halves, which of them processes could share."""
+    concepts = torch.randn(6, 5, 8, generator=torch.Generator().manual_seed(0)).double()
+    for name, loss in REGULARISERS.items():
+        halves = (loss(concepts[:3]) + loss(concepts[3:])) / 2
+        assert bool(torch.isclose(loss(concepts), halves, rtol=1e-9)) == (name not in OVER_TEXTS)
+
+
+@pytest.mark.parametrize("loss", AMONG_SLOTS)
+def test_one_slot_has_none_to_be_compared_with(loss):
+    with pytest.raises(ValueError, match="compares slots"):
+        PretrainConfig(**TINY | {"slots": 1, "concept_losses": (loss,)})
+    assert not REGULARISERS[loss](torch.randn(3, 1, 8)).isfinite()

@@ -64,6 +64,7 @@ def test_a_setting_that_cannot_be_is_refused(cls, settings):
     [
         ({"block": "plain", "data": "ladder"}, 'take block = "tanh"'),
         ({"augment": True, "data": "digits"}, "augment is for colour images; got data = 'digits'"),
+        ({"alpha": 0.5, "block": "gelu"}, 'would do nothing with block = "gelu"; got 0.5'),
         ({"surrogate_steps": 2}, 'surrogate_steps > 1 .* surrogate = "target-shift"'),
     ],
 )
@@ -92,7 +93,7 @@ def test_defaults_stand(cls):
     assert cls(method="my.module:Class").method == "my.module:Class"
 
 
-FIRST = TrainConfig(method="scalar-bridge")
+FIRST = TrainConfig(method="scalar-bridge", block="tanh")
 
 
 @pytest.mark.parametrize("name", sorted(STACKABLE))

@@ -116,3 +116,21 @@ def test_images_of_another_size_are_refused():
     x, y = batch(5, 11)
     with pytest.raises(ConfigError, match="reads inputs of 12 numbers; got 11"):
         from_sequential(mlp()).trajectory(x.unsqueeze(0), y.unsqueeze(0))
+
+
+def test_an_activation_may_stand_more_than_once():
+    """One module for all places, as is often written."""
+    bent = nn.ReLU()
+    mlp = nn.Sequential(nn.Linear(8, 6), bent, nn.Linear(6, 6), bent, nn.Linear(6, 4))
+    x = torch.randn(5, 8)
+    net = from_sequential(mlp)
+    found = net.trajectory(x.unsqueeze(0), torch.zeros(1, 5, dtype=torch.int64)).logits_SBC[0]
+    torch.testing.assert_close(found, mlp(x))
+
+
+def test_a_linear_that_stands_twice_is_refused():
+    """Its weights are one; as a stack they would part."""
+    twice, bent = nn.Linear(6, 6), nn.Tanh()
+    mlp = nn.Sequential(nn.Linear(8, 6), bent, twice, bent, twice, bent, nn.Linear(6, 4))
+    with pytest.raises(ConfigError, match="stands at 2, 4 too"):
+        from_sequential(mlp)

@@ -1,5 +1,7 @@
 """No hidden backpropagation: what estimators may and may not do with the net that they see."""
 
+import sys
+import types
 from dataclasses import replace
 from typing import ClassVar
 
@@ -17,8 +19,9 @@ from credit_helpers import (
     view_of,
 )
 
-from assay.engines.credit.estimators.base import Estimator, credit_of
-from assay.engines.credit.estimators.registry import ESTIMATORS
+from assay.core.errors import ConfigError
+from assay.engines.credit.estimators.base import Estimator, credit_of, fitted
+from assay.engines.credit.estimators.registry import ESTIMATORS, make
 from assay.engines.credit.firewall import DERIVATIVES, CreditError, View
 
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
@@ -268,3 +271,72 @@ def test_block_vjp_is_one_step_of_the_chain(kind):
     for index in range(net.shape.depth):
         found = view.block_vjp(index, t.h_SLBD[:, index], a[:, index + 1])
         torch.testing.assert_close(found, a[:, index], **EXACT)
+
+
+class Told(Estimator):
+    """Gives what it is told to."""
+
+    gives: ClassVar = None
+    tells: ClassVar = ()
+
+    def credit(self, trajectory, view):
+        return type(self).gives
+
+    def fit_step(self, trajectory, view):
+        return type(self).tells
+
+
+@pytest.mark.parametrize(
+    ("gives", "told"),
+    [(None, "got NoneType"), (torch.zeros(2, 2).numpy(), "got ndarray"), (torch.zeros(2, 2, dtype=torch.int64), "got torch.int64")],
+)  # fmt: skip
+def test_what_is_no_credit_is_refused_by_name(gives, told):
+    kind = type("Told", (Told,), {"gives": gives})
+    net = net_of(SHAPES["tanh"])
+    estimator = kind(estimator_of(net.shape, "zero").setting)
+    with pytest.raises(CreditError, match=f"Estimator Told must give credit as a tensor.*{told}"):
+        credit_of(estimator, trajectory_of(net), view_of(net, estimator))
+
+
+@pytest.mark.parametrize("tells", [None, {"loss": torch.tensor(0.0)}, {"loss": 0.0}])
+def test_what_fit_step_tells_is_checked_at_once(tells):
+    kind = type("Told", (Told,), {"tells": tells})
+    net = net_of(SHAPES["tanh"])
+    estimator = kind(estimator_of(net.shape, "zero").setting)
+    with pytest.raises(CreditError, match="fit_step of estimator Told must return a dict"):
+        fitted(estimator, trajectory_of(net), view_of(net, estimator))
+
+
+@pytest.mark.parametrize("name", ["h_SLBD", "last_SBD", "error_SBC"])
+def test_writing_into_the_trajectory_is_refused(name):
+    """The truth and the net's own update are computed from it."""
+
+    class Careless(Estimator):
+        def credit(self, trajectory, view):
+            getattr(trajectory, name).mul_(0)
+            return torch.zeros_like(trajectory.h_SLBD[:, :-1])
+
+        def fit_step(self, trajectory, view):
+            getattr(trajectory, name)[:, 0] += 1
+            return {}
+
+    net = net_of(SHAPES["tanh"])
+    estimator = Careless(estimator_of(net.shape, "zero").setting)
+    for act in (credit_of, fitted):
+        with pytest.raises(CreditError, match=rf"Careless wrote into the trajectory \({name}\)"):
+            act(estimator, trajectory_of(net), view_of(net, estimator))
+
+
+def test_an_estimator_without_a_setting_is_refused():
+    """Its __init__ forgot the base class's."""
+
+    class Forgetful(Told):
+        def __init__(self, setting):
+            pass
+
+    sys.modules["forgetful"] = types.ModuleType("forgetful")
+    sys.modules["forgetful"].Forgetful = Forgetful
+    setting = estimator_of(SHAPES["tanh"], "zero").setting
+    own = [replace(config, method="forgetful:Forgetful") for config in setting.configs]
+    with pytest.raises(ConfigError, match=r"must call super\(\).__init__"):
+        make(replace(setting, configs=own))

@@ -105,12 +105,16 @@ def _results(final: Mapping[str, float]) -> list[EvalResult]:
             name = f"{task.name}/{metric}"
             if name in final:
                 repository, configuration, _ = task.hub
+                if not task.reported:
+                    # Of a part that we drew ourselves: nobody else's number compares with it.
+                    continue
                 found.append(
                     EvalResult(
                         task_type="text-classification",
                         dataset_type=repository,
                         dataset_name=task.name,
                         dataset_config=configuration,
+                        dataset_split=task.reported[""],
                         metric_type=metric,
                         metric_name=NAMES[metric],
                         metric_value=round(final[name], 6),

@@ -130,7 +130,9 @@ class ConceptForSequenceClassification(ConceptPreTrainedModel):
             pooled: Tensor = self.pool(concepts)
             return pooled
         seen = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-        rows = self.rows_norm(self.decoder(concepts, ids, self.encoder.embedding, None, seen))
+        nothing_hidden = concepts.new_zeros(len(concepts))
+        rows = self.decoder(concepts, ids, self.encoder.embedding, nothing_hidden, seen)
+        rows = self.rows_norm(rows)
         share = seen[..., None].to(rows.dtype)
         mean: Tensor = (rows * share).sum(1) / share.sum(1).clamp(min=1)
         return mean

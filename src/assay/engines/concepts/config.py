@@ -19,7 +19,7 @@ ConceptLoss = Literal[
 ]
 SlotPlaces = Literal["none", "sinusoidal", "learned"]
 Decoder = Literal["perceiver", "position", "weighted", "diffusion"]
-Modulation = Literal["zero", "normal", "plain"]
+Modulation = Literal["zero", "normal", "plain", "plain-alone"]
 TimeWeight = Literal["none", "clamped", "elbo"]
 Weighting = Literal["fixed", "learned", "kendall-gal"]
 Head = Literal["cls-query", "weighted", "mean", "decoder", "pair"]
@@ -30,6 +30,10 @@ SIZES = (
 SHARES = ("dropout", "mask_rate", "t_min", "label_smoothing")
 WITH_RATE = frozenset({"mlm", "whole-word", "span", "tsdae"})
 TIMED = frozenset({"diffusion", "prefix"})
+
+
+AMONG_SLOTS = ("orthogonality", "soft-orthogonality", "uniformity", "combined", "spread")
+"""Concept losses of different slots of one text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +99,7 @@ class PretrainConfig:
     """Of the diffusion decoder."""
     modulation: Modulation = "zero"
     """How the time reaches them: adaLN-Zero, the same with gates that begin as any weight, or scale
-    and shift alone."""
+    and shift alone ("plain" before self-attention, "plain-alone" without any)."""
     t_min: float = 0.05
     """Smallest share of hidden tokens."""
     time_weight: TimeWeight = "none"
@@ -232,6 +236,11 @@ def _check_objective(c: PretrainConfig) -> None:
         raise ValueError(f"concept_losses must differ; got {', '.join(c.concept_losses)}")
     if c.weighting != "fixed" and not c.concept_losses:
         raise ValueError(f"weighting {c.weighting} needs concept_losses to weigh")
+    among = [name for name in c.concept_losses if name in AMONG_SLOTS]
+    if c.slots < 2 and among:
+        raise ValueError(
+            f"{', '.join(among)} compares slots with one another; got slots = {c.slots}"
+        )
     if c.concept_losses and "orthogonality" in c.concept_losses and c.slots > c.hidden:
         raise ValueError(
             f"orthogonality needs slots ≤ hidden: {c.slots} vectors of {c.hidden} numbers cannot all be orthogonal"

@@ -46,7 +46,8 @@ class ConceptConfig(PreTrainedConfig):
         decoder_layers: Of the diffusion decoder.
         modulation: How the time reaches a diffusion layer: "zero" (adaLN-Zero: scale, shift and gates
             that begin at 0; Peebles & Xie 2023), "normal" (the same, beginning as any weight),
-            "plain" (scale and shift before self-attention, no gates).
+            "plain" (scale and shift before self-attention, no gates), "plain-alone" (the same
+            without self-attention).
         time_scale: The time is multiplied by this before its waves.
         t_min: Smallest share of hidden tokens in training.
         time_weight: Of a sample's loss: "none", "clamped" (1 / max(t, 0.1), divided by their sum),
@@ -60,6 +61,8 @@ class ConceptConfig(PreTrainedConfig):
         dense_head: Compute the logits of every token, where otherwise only tokens with a label have
             any. The loss is the same; it costs more, and is here to be compared with.
         mask_token_id: Of the tokenizer, as are the other ids.
+        vocabulary_digest: Of the tokens with their ids; set when the model is stored, and compared with the
+            tokenizer beside it when it is loaded.
         tie_word_embeddings: The last layer's weights are the token embeddings; these must then have
             H numbers.
 
@@ -102,6 +105,7 @@ class ConceptConfig(PreTrainedConfig):
     mask_token_id: int | None = None
     cls_token_id: int | None = None
     sep_token_id: int | None = None
+    vocabulary_digest: str | None = None
     tie_word_embeddings: bool = False
 
     def validate_concepts(self) -> None:
@@ -112,6 +116,11 @@ class ConceptConfig(PreTrainedConfig):
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more; got {getattr(self, name)}.")
+        if self.concept_num > self.max_position_embeddings:
+            raise ValueError(
+                "concept_num must be at most max_position_embeddings: more concepts than tokens squeeze nothing; got "
+                f"{self.concept_num} and {self.max_position_embeddings}."
+            )
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size must be a multiple of num_attention_heads; got {self.hidden_size} and "

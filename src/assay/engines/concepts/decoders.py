@@ -181,13 +181,15 @@ class PlainTimeLayer(nn.Module):
     """Scale and shift by the time before self-attention; then concepts are read. No gates.
 
     Args:
-        config: Sizes.
+        config: Sizes; under "plain-alone" there is no self-attention, and the time reaches the reading.
     """
 
     def __init__(self, config: ConceptConfig) -> None:
         super().__init__()
         self.modulation = nn.Linear(config.hidden_size, 2 * config.hidden_size)
-        self.mix_norm, self.mix = norm(config), Attention(config)
+        self.mixes = config.modulation == "plain"
+        self.mix_norm = norm(config) if self.mixes else None
+        self.mix = Attention(config) if self.mixes else None
         self.read_norm, self.read = norm(config), Attention(config)
         self.feed_norm, self.feed = norm(config), FeedForward(config)
 
@@ -196,9 +198,12 @@ class PlainTimeLayer(nn.Module):
     ) -> Tensor:
         """Rows [B, N, H] after this layer."""
         scale, shift = self.modulation(clock_BH)[:, None].chunk(2, dim=-1)
-        normed = self.mix_norm(_modulated(x, scale, shift))
-        x = x + self.mix(normed, normed, mask_BN)
-        x = x + self.read(self.read_norm(x), concepts_BCH)
+        timed = _modulated(x, scale, shift)
+        if self.mix is not None and self.mix_norm is not None:
+            normed = self.mix_norm(timed)
+            x = x + self.mix(normed, normed, mask_BN)
+            timed = x
+        x = x + self.read(self.read_norm(timed), concepts_BCH)
         out: Tensor = x + self.feed(self.feed_norm(x))
         return out
 
@@ -217,7 +222,8 @@ class DiffusionDecoder(nn.Module):
         self.clock = Clock(config)
         # Plain layers have self-attention.
         self.rows_are_alone = config.modulation != "plain"
-        kind = GatedTimeLayer if self.rows_are_alone else PlainTimeLayer
+        gated = config.modulation in ("zero", "normal")
+        kind = GatedTimeLayer if gated else PlainTimeLayer
         self.layers = nn.ModuleList(kind(config) for _ in range(config.decoder_layers))
         self.last_norm = norm(config)
 

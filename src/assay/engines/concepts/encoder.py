@@ -202,8 +202,9 @@ def check_ids(config: ConceptConfig, ids_BN: Tensor) -> None:
         )
     if torch.compiler.is_compiling():
         return
-    if ids_BN.numel() and int(ids_BN.max()) >= config.vocab_size:
+    least, most = (int(x) for x in ids_BN.aminmax()) if ids_BN.numel() else (0, 0)
+    if least < 0 or most >= config.vocab_size:
         raise ConfigError(
-            f"Ids must be below vocab_size = {config.vocab_size}; got {int(ids_BN.max())}. The tokenizer is "
+            f"Ids must be 0 or more and below vocab_size = {config.vocab_size}; got {least} to {most}. The tokenizer is "
             "not the one that the model was trained with: load it from the same checkpoint."
         )

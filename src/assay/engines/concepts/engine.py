@@ -42,6 +42,9 @@ TRAINING = {
         says="Length of all gradients together, before they are clipped.", goal="min", low=0.0
     ),
     "train/grad_norm_max": Metric(says="The largest of the run.", goal="min", low=0.0),
+    "train/grad_norm_max_late": Metric(
+        says="The largest of the second half of the run.", goal="min", low=0.0
+    ),
     "model/parameters": Metric(says="Trained numbers, those of decoder and head too.", low=0.0),
     "speed/seconds_per_step": Metric(
         says="Wall time of a step of this attempt, measurements included.", goal="min", low=0.0

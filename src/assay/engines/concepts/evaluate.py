@@ -23,7 +23,7 @@ from assay.engines.concepts.finetune import (
 )
 from assay.engines.concepts.frozen import linear_probe, zero_shot
 from assay.engines.concepts.parts import Parts
-from assay.engines.concepts.tokens import fetch_tokenizer
+from assay.engines.concepts.tokens import check_fits, fetch_tokenizer
 
 MAJORITY, WORDS, SIMILARITY, PROBE, TUNED = (
     "majority", "bag of words", "zero-shot", "linear probe", "fine-tuned",
@@ -114,6 +114,7 @@ def evaluate(
     task, tokenizer = parts.task, fetch_tokenizer(located(checkpoint))
     # Before anything is computed, so that a wrong head is told at once.
     model = classifier(checkpoint, task, head)
+    check_fits(tokenizer, model.config, checkpoint)
     check_length(model, config)
     words = bag_of_words(parts)
     tell(f"{task.name}: bag of words")

@@ -46,6 +46,9 @@ class Held:
     def probe(self, model: Any, *, prefix: bool) -> dict[str, float]:
         """What the encoder knows of the order of words, and under diffusion gradients by the time."""
         texts, tokenizer = self.parts["test"], self.data.tokenizer
+        finite = all(p.isfinite().all() for p in model.parameters())
+        if not finite:
+            return {}
         order = word_order(model.base_model, texts, tokenizer, self.batch)
         found = {"probe/word_order_accuracy": order}
         if isinstance(model, ConceptForMaskedLM) and model.config.decoder_type == "diffusion":
@@ -59,10 +62,13 @@ class Held:
             padded(rows[first : first + self.batch], self.data.tokenizer)
             for first in range(0, len(rows), self.batch)
         ]
-        batches = ({"input_ids": texts.ids_BN, "attention_mask": texts.mask_BN} for texts in made)
-        collected = collect(
-            model.encoder, batches, attentions="last" if split == "test" else "none"
-        )
+        batches = [{"input_ids": texts.ids_BN, "attention_mask": texts.mask_BN} for texts in made]
+        collected = collect(model.encoder, batches, attentions="none")
+        if not collected.concepts_TCH.isfinite().all():
+            # A run that diverged ends as one: its loss says so, and of such concepts there is no measure.
+            return {}
+        if split == "test":
+            collected = collect(model.encoder, batches, attentions="last")
         return measure(collected.concepts_TCH, collected.attention)
 
     def _loss(self, model: Any, split: str) -> dict[str, float]:
@@ -70,7 +76,8 @@ class Held:
         nats, right, asked = 0.0, 0, 0
         with evaluating(model), torch.no_grad():
             for batch in self.batches[split]:
-                logits, wanted = asked_for(model(**batch).logits, batch["labels"])
+                placed = {name: value.to(model.device) for name, value in batch.items()}
+                logits, wanted = asked_for(model(**placed).logits, placed["labels"])
                 nats += float(functional.cross_entropy(logits, wanted, reduction="sum"))
                 right += int((logits.argmax(-1) == wanted).sum())
                 asked += len(wanted)

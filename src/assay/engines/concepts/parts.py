@@ -111,6 +111,11 @@ def load(name: str, place: Place, *, most: int = 0, reported: str = "") -> Parts
             part is empty or unlabelled; or `most` is negative.
     """
     task = task_of(name)
+    if reported == "train":
+        raise ConfigError(
+            "What is reported must be of examples that had no say in anything; got train, on which models learn. "
+            "Give validation or test."
+        )
     if most < 0:
         raise ConfigError(f"Training examples at most must be 0 (all) or more; got {most}.")
     whole = _examples(task, "train", place)

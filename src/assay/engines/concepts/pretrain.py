@@ -35,6 +35,8 @@ from assay.engines.concepts.judged import judge
 from assay.engines.concepts.masked import loss_divisor
 from assay.engines.concepts.modes import threads, without_bars
 from assay.engines.concepts.prepare import Prepared, model_of, prepare
+from assay.engines.concepts.regularisers import OVER_TEXTS, REGULARISERS
+from assay.engines.concepts.tokens import vocabulary_digest
 
 NOTES = "assay.json"
 """In a checkpoint: what this module remembers besides the library's own state."""
@@ -58,9 +60,12 @@ class Pretrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
         """The model's own loss; its parts are kept. Processes that train together divide alike."""
-        if self.args.world_size > 1 and self.config.architecture == "concepts":
-            inputs = {**inputs, "divisor": self._shared_divisor(inputs)}
+        shared = self._shared_divisor(inputs) if self.args.world_size > 1 else None
+        if shared is not None and self.config.architecture == "concepts":
+            inputs = {**inputs, "divisor": shared}
         outputs = model(**inputs)
+        if shared is not None and self.config.architecture == "bert":
+            outputs.loss = outputs.loss * loss_divisor("none", inputs["labels"]) / shared
         task = getattr(outputs, "task_loss", None)
         own = outputs.loss.detach() if task is None else task
         self.last = {"train/loss_nats": self.accelerator.reduce(own, reduction="mean").item()}
@@ -115,7 +120,10 @@ class Recorder(TrainerCallback):
         """Record the step; measure, save and stop where it is time."""
         assert self.trainer is not None
         step, last = state.global_step, dict(self.trainer.last)
-        self.notes["longest"] = max(self.notes.get("longest", 0.0), last["train/grad_norm"])
+        length = last["train/grad_norm"]
+        self._keep_longest("longest", length)
+        if 2 * step > self.config.steps:
+            self._keep_longest("longest_late", length)
         at_evaluation = step % self.config.eval_interval == 0 or step == self.config.steps
         if at_evaluation:
             last |= self.held.measure(self.trainer.model, "val")
@@ -130,6 +138,11 @@ class Recorder(TrainerCallback):
             control.should_training_stop = control.should_save = True
         if at_evaluation and step < self.config.steps:
             control.should_save = True
+
+    def _keep_longest(self, name: str, length: float) -> None:
+        """The largest so far; what is no number is larger than any."""
+        length = math.inf if math.isnan(length) else length
+        self.notes[name] = max(self.notes.get(name, 0.0), length)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -167,12 +180,13 @@ def pretrain(config: PretrainConfig, context: RunContext, folder: Path) -> PreTr
     Raises:
         ConfigError: Settings and texts do not go together.
     """
-    processes = PartialState(cpu=context.device == "cpu").num_processes
-    if config.batch % processes:
-        raise ConfigError(
-            f"batch must be a multiple of the {processes} processes that share it; got {config.batch}."
-        )
+    check_shared(config, PartialState(cpu=context.device == "cpu").num_processes)
     data = prepare(config, context.data_dir)
+    if len(data.train) < config.batch:
+        raise ConfigError(
+            f"The texts to train on must fill a batch of {config.batch}; {config.corpus!r} gives {len(data.train)} of "
+            f"{config.seq_len} tokens. Take a longer corpus, a smaller batch, or more train_blocks."
+        )
     corrupt = collator(config.objective, data.tokenizer, rate=config.mask_rate, t_min=config.t_min)
     set_seed(context.seeds["init"])
     model = model_of(config, data.tokenizer)
@@ -184,9 +198,37 @@ def pretrain(config: PretrainConfig, context: RunContext, folder: Path) -> PreTr
     began = time.perf_counter()
     trainer.train(resume_from_checkpoint=start)
     seconds = time.perf_counter() - began
-    if trainer.state.global_step >= config.steps:
-        _finish(config, context, trainer, recorder, seconds)
+    done = trainer.state.global_step
+    if done >= config.steps:
+        first = 0 if start is None else int(start.rpartition("-")[2])
+        _finish(config, context, trainer, recorder, seconds / max(1, done - first))
     return model
+
+
+def check_shared(config: PretrainConfig, processes: int) -> None:
+    """Whether processes that share each batch compute what one does.
+
+    Raises:
+        ConfigError: They would not, or what is to be done at the end is for one process.
+    """
+    if processes == 1:
+        return
+    if config.batch % processes:
+        raise ConfigError(
+            f"batch must be a multiple of the {processes} processes that share it; got {config.batch}."
+        )
+    over = sorted(OVER_TEXTS & set(config.concept_losses))
+    if over:
+        raise ConfigError(
+            f"Concept loss {', '.join(over)} is of all texts of a batch together, and {processes} processes have a part "
+            "of it each: they would not learn what one learns. Train in one process, or take losses of single "
+            f"texts: {', '.join(sorted(set(REGULARISERS) - OVER_TEXTS))}."
+        )
+    if config.evaluate:
+        raise ConfigError(
+            f"evaluate is for one process; got {processes}. Leave it empty, and judge the stored model: "
+            "assay concepts evaluate OUT/model --tasks …"
+        )
 
 
 def is_first_process() -> bool:
@@ -268,7 +310,7 @@ def _finish(
     context: RunContext,
     trainer: Pretrainer,
     recorder: Recorder,
-    seconds: float,
+    seconds_per_step: float,
 ) -> None:
     """Measure and judge the model, and store it with its tokenizer."""
     model: Any = trainer.model
@@ -276,10 +318,12 @@ def _finish(
     found = held.measure(model, "test") | held.probe(model, prefix=config.objective == "prefix")
     found |= {
         "train/grad_norm_max": recorder.notes["longest"],
+        "train/grad_norm_max_late": recorder.notes["longest_late"],
         "model/parameters": float(sum(p.numel() for p in model.parameters())),
-        "speed/seconds_per_step": seconds / max(1, config.steps),
+        "speed/seconds_per_step": seconds_per_step,
     }
     tokenizer = held.data.tokenizer
+    model.config.vocabulary_digest = vocabulary_digest(tokenizer)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model.save_pretrained(folder)

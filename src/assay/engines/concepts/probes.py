@@ -40,6 +40,7 @@ def word_order(
     # In float64, and rounded far above its last bits: the same sum in another order is not another
     # sum, and a probe of scaled features would see the difference.
     exact = copy.deepcopy(encoder).double()
+    device = next(exact.parameters()).device
     draw = np.random.default_rng(0)
     pairs = [(ids, swapped(ids, draw)) for ids in texts.ids]
     found = []
@@ -47,7 +48,8 @@ def word_order(
         for first in range(0, len(pairs), batch):
             rows = [ids for pair in pairs[first : first + batch] for ids in pair]
             made = padded(rows, tokenizer)
-            found.append(mean_state(exact, made.ids_BN, made.mask_BN.long()))
+            ids, mask = made.ids_BN.to(device), made.mask_BN.long().to(device)
+            found.append(mean_state(exact, ids, mask).cpu())
     features = torch.cat(found).numpy()
     features = (features / np.sqrt(np.mean(features**2))).round(DIGITS)
     labels = np.tile([0, 1], len(pairs))
@@ -93,7 +95,8 @@ def gradient_by_time(
             corrupt = Noise(tokenizer, time, time, prefix=prefix)
             lengths = []
             for first in range(0, len(examples), batch):
-                made = corrupt(examples[first : first + batch])
+                batched = corrupt(examples[first : first + batch])
+                made = {name: value.to(model.device) for name, value in batched.items()}
                 tokens = made["decoder_attention_mask"].sum()
                 loss = model(**made, divisor=tokens).loss
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)

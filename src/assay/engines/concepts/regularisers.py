@@ -89,6 +89,8 @@ def input_variance(concepts_BCH: Tensor) -> Tensor:
     return (1 - (concepts_BCH.var(0) + VARIANCE_EPS).sqrt()).relu().mean()
 
 
+OVER_TEXTS = frozenset({"variance", "covariance", "vicreg", "combined", "input-variance"})
+"""Those that are not a mean over texts: of a part of a batch they are another."""
 REGULARISERS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "orthogonality": orthogonality,
     "soft-orthogonality": soft_orthogonality,

@@ -22,7 +22,7 @@ from assay.engines.concepts.models import (
     ConceptModel,
 )
 from assay.engines.concepts.modes import quiet
-from assay.engines.concepts.tokens import fetch_tokenizer
+from assay.engines.concepts.tokens import check_fits, fetch_tokenizer
 
 CLASSES: Mapping[str, type[ConceptPreTrainedModel]] = {
     kind.__name__: kind
@@ -94,12 +94,7 @@ def load(folder: Path) -> Stored:
             f"{folder} has no tokenizer.json. Store it there: tokenizer.save_pretrained({str(folder)!r})."
         )
     tokenizer = fetch_tokenizer(folder)
-    if len(tokenizer) > model.config.vocab_size:
-        raise ConfigError(
-            f"A tokenizer must have at most the model's vocab_size = {model.config.vocab_size} tokens; that of "
-            f"{folder} has {len(tokenizer)}. It is another model's, or tokens were added: store the one that the "
-            "model was trained with."
-        )
+    check_fits(tokenizer, model.config, folder)
     return Stored(model.eval(), tokenizer)
 
 
@@ -187,7 +182,7 @@ def questions(stored: Stored, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     seen = ids.masked_fill(hidden, int(stored.tokenizer.mask_token_id))
     asked["labels"] = ids.masked_fill(~hidden, IGNORED)
     if config.decoder_type == "diffusion":
-        # The encoder of this decoder reads the whole text, in training too.
+        # The encoder reads the whole text; under `prefix` it reads a beginning in training.
         asked |= {"decoder_input_ids": seen, "decoder_attention_mask": batch["attention_mask"]}
         asked["time"] = hidden.sum(1) / real.sum(1)
         return asked

@@ -1,10 +1,12 @@
 """Tokenizers: trained on a corpus where none can be fetched, and texts as blocks of ids."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -92,6 +94,37 @@ def fetch_tokenizer(place: str | Path) -> PreTrainedTokenizerFast:
                 "and store it, or take another."
             )
     return found
+
+
+def vocabulary_digest(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Sha256 of all tokens with their ids."""
+    tokens = json.dumps(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(tokens.encode()).hexdigest()
+
+
+def check_fits(tokenizer: PreTrainedTokenizerFast, settings: Any, place: str | Path) -> None:
+    """Whether a tokenizer is the one that a stored model was trained with.
+
+    Args:
+        tokenizer: Stored beside the model.
+        settings: Of the model. Models that the lab stored say which vocabulary they know; of others the
+            number of tokens alone is compared.
+        place: Where they lie, for the message.
+
+    Raises:
+        ConfigError: It is another.
+    """
+    told = getattr(settings, "vocabulary_digest", None)
+    if len(tokenizer) > settings.vocab_size:
+        wrong = f"the model knows vocab_size = {settings.vocab_size} tokens, and the tokenizer has {len(tokenizer)}"
+    elif told is not None and told != vocabulary_digest(tokenizer):
+        wrong = "its tokens are not those of the model's config.json (vocabulary_digest)"
+    else:
+        return
+    raise ConfigError(
+        f"A tokenizer must be the one that the model was trained with; in {place} {wrong}. It is another model's, or "
+        "was changed since: store the right one there."
+    )
 
 
 def identity(tokenizer: PreTrainedTokenizerFast) -> str:

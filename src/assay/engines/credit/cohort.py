@@ -17,10 +17,14 @@ from assay.engines.credit.net import Net, Shape, initial
 from assay.engines.credit.optim import Optimizer
 
 ESTIMATOR_STREAM, NET_STREAM = 1, 0
+MOST_SEED = 9_000_000_000_000
+"""A seed and its streams must fit into 64 bits."""
 
 
 def generator(seed: int, stream: int) -> torch.Generator:
     """One of several independent streams of a seed."""
+    if not -MOST_SEED <= seed <= MOST_SEED:
+        raise ConfigError(f"A seed must be within ±{MOST_SEED:,}; got {seed}.")
     return torch.Generator().manual_seed(1_000_003 * seed + stream)
 
 

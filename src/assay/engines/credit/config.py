@@ -236,6 +236,10 @@ def check_train(config: TrainConfig) -> None:
     for name in ("alpha", "warmup"):
         if not 0 <= getattr(config, name) <= 1:
             raise ValueError(f"{name} must be in [0, 1]; got {getattr(config, name)}")
+    if config.block != "tanh" and config.data != "ladder" and config.alpha != 1.0:
+        raise ValueError(
+            f'alpha is of tanh blocks, and would do nothing with block = "{config.block}"; got {config.alpha}'
+        )
     if config.block == "plain" and config.data == "ladder":
         raise ValueError('data = "ladder" is a ladder of tanh blocks; take block = "tanh"')
     if config.augment and not config.data.startswith(("cifar10", "hub:")):

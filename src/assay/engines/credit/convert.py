@@ -30,7 +30,8 @@ def from_sequential(module: nn.Sequential) -> Net:
     Raises:
         ConfigError: It is anything else; names the layer.
     """
-    parts = list(module.named_children())
+    # Not named_children, which leaves out what stands twice.
+    parts = [(name, layer) for name, layer in module._modules.items() if layer is not None]
     if parts and isinstance(parts[0][1], nn.Flatten):
         if (parts[0][1].start_dim, parts[0][1].end_dim) != (1, -1):
             raise _refused(*parts[0], "a Flatten must keep the samples and flatten all else")
@@ -43,6 +44,13 @@ def from_sequential(module: nn.Sequential) -> Net:
             linears.append(_linear(name, layer))
         else:
             activations.append(_activation(name, layer))
+    twice = [name for name, layer in parts if sum(other is layer for _, other in parts) > 1]
+    tied = [name for name in twice if isinstance(module._modules[name], nn.Linear)]
+    if tied:
+        shared = module._modules[tied[0]]
+        assert shared is not None
+        rule = f"it stands at {', '.join(tied)} too, and here every layer learns weights of its own"
+        raise _refused(tied[0], shared, rule)
     if len(linears) < 3:
         raise ConfigError(
             f"An MLP must have at least three Linear layers (encoder, a block, head); got {len(linears)}: "

@@ -10,8 +10,9 @@ anything inside the estimator's own net. Everything else is declared, and a meth
     weights         the net's own parameters, and forward passes with them
     oracle          reverse mode through all: the true costates
 
-The view's net multiplies by `Guarded`, whose backward raises, so that reverse mode through any
-block is impossible in every way that goes through the view, declared or not.
+The view's net multiplies by `Guarded`, whose backward raises, so that no estimator backpropagates by
+accident. A declaration is trusted: who has `block-vjp`, `weights` or `feedback-chain` with the net's own
+matrices could chain the exact credit, and the log says what was declared so that a reader can ask.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -8,15 +8,19 @@ sign turned round (`negated`).
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from assay.core.engine import RunContext
 from assay.core.errors import ConfigError
 from assay.engines.credit import exploit
 from assay.engines.credit.config import STACKABLE, FrozenConfig
+from assay.engines.credit.diagnostics import in_float64
+from assay.engines.credit.estimators.base import Estimator, fitted
 from assay.engines.credit.exploit import Batch, Rule
 from assay.engines.credit.firewall import View
 from assay.engines.credit.loop import compute
+from assay.engines.credit.net import Net
 from assay.engines.credit.surrogates import gradients
 from assay.engines.credit.train import Training, scores, state_bytes
 
@@ -62,7 +66,7 @@ class Frozen(Training):
             estimator = self.learners.estimator
             view = View(self.net, estimator.name, estimator.derivatives)
             for _ in range(self.config.est_steps):
-                self.fit = estimator.fit_step(trajectory, view)
+                self.fit = fitted(estimator, trajectory, view)
         self.loss_S = trajectory.loss_SB.mean(1)
         self.step += 1
 
@@ -80,19 +84,21 @@ class Frozen(Training):
     def exploited(self) -> list[dict[str, float]]:
         """Loss changes of five local steps and of line searches, means over batches; by metric name."""
         sums: dict[str, Tensor] = {}
-        count = self.frozen.exploit_batches
-        for number in range(count):
-            for name, value in self._one(
-                *exploit.triple(self.data, number, self.frozen.exploit_batch)
-            ).items():
-                sums[name] = sums.get(name, 0) + value / count
+        count, net = self.frozen.exploit_batches, self.net.to(torch.float64)
+        with in_float64(self.learners.estimator) as estimator:
+            for number in range(count):
+                three = exploit.triple(self.data, number, self.frozen.exploit_batch)
+                for name, value in self._one(net, estimator, *three).items():
+                    sums[name] = sums.get(name, 0) + value / count
         return [
             {name: float(value[run]) for name, value in sums.items()}
             for run in range(len(self.contexts))
         ]
 
-    def _one(self, same: Batch, chosen: Batch, held: Batch) -> dict[str, Tensor]:
-        config, estimator = self.frozen, self.learners.estimator
+    def _one(
+        self, net: Net, estimator: Estimator, same: Batch, chosen: Batch, held: Batch
+    ) -> dict[str, Tensor]:
+        config = self.frozen
         sign = -1.0 if config.negated else 1.0
         rule = Rule(
             normalise=config.normalise,
@@ -102,7 +108,7 @@ class Frozen(Training):
             sign=sign,
         )
         after = exploit.after_steps(
-            self.net,
+            net,
             estimator,
             same,
             rule,
@@ -111,15 +117,15 @@ class Frozen(Training):
             anew=config.exploit_anew,
         )
         found = {
-            f"exploit/steps_{name}_nats": exploit.loss(after, batch) - exploit.loss(self.net, batch)
+            f"exploit/steps_{name}_nats": exploit.loss(after, batch) - exploit.loss(net, batch)
             for name, batch in (("same", same), ("held", held))
         }
         for label, normalise in exploit.KINDS.items():
             own = replace(rule, normalise=normalise, surrogate="inner", clamp=0.0)
-            whole = exploit.update(self.net, estimator, same, own)
+            whole = exploit.update(net, estimator, same, own)
             for where in exploit.RANGES:
                 part = exploit.within(whole, where, self.shape.depth)
-                search = exploit.line_search(self.net, part, (same, chosen, held))
+                search = exploit.line_search(net, part, (same, chosen, held))
                 best, there = search.at_best_same()
                 name = f"exploit/{where}_{label}"
                 found[f"{name}_same_nats"] = best

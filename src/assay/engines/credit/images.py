@@ -97,6 +97,11 @@ def _check(name: str, arrays: dict[str, np.ndarray]) -> None:
             raise ConfigError(
                 f"Labels of data {name!r} must be whole numbers from 0; y_{which} is {y.dtype}{least}."
             )
+        if y.max() >= len(x):
+            raise ConfigError(
+                f"Labels of data {name!r} must number its classes from 0; y_{which} has {y.max()}, and {len(x)} images. "
+                "Give the classes numbers without gaps."
+            )
         if x.dtype.kind not in "biuf" or not np.isfinite(x).all():
             raise ConfigError(
                 f"Inputs of data {name!r} must be numbers; x_{which} has some that are not."
@@ -181,10 +186,17 @@ def _hub(name: str) -> dict[str, np.ndarray]:
             f"Data 'hub:{name}' needs the library `datasets`, which is not installed: pip install datasets."
         ) from error
     found = {}
-    whole = datasets.load_dataset(name)
-    for which in ("train", "test"):
-        part = whole[which]
-        image = next(c for c in ("img", "image") if c in part.column_names)
-        found[f"x_{which}"] = np.stack([np.asarray(each) for each in part[image]])
-        found[f"y_{which}"] = np.asarray(part["label"])
+    try:
+        whole = datasets.load_dataset(name)
+        for which in ("train", "test"):
+            part = whole[which]
+            image = "img" if "img" in part.column_names else "image"
+            found[f"x_{which}"] = np.stack([np.asarray(each) for each in part[image]])
+            found[f"y_{which}"] = np.asarray(part["label"])
+    except Exception as error:
+        raise ConfigError(
+            f"Data 'hub:{name}' must be a data set of the hub with parts train and test, and columns label and img or "
+            f"image of images of one size: {type(error).__name__}: {' '.join(str(error).split())} Give another, or look "
+            "whether this machine may reach the hub."
+        ) from error
     return found

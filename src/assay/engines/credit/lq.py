@@ -10,6 +10,7 @@ from assay.core.engine import RunContext
 from assay.engines.credit import diagnostics
 from assay.engines.credit.cohort import Learners, begin, generator
 from assay.engines.credit.config import LQ_STACKABLE, LqConfig
+from assay.engines.credit.estimators.base import fitted
 from assay.engines.credit.firewall import View
 from assay.engines.credit.loop import compute
 from assay.engines.credit.net import Shape
@@ -84,7 +85,7 @@ class Toy:
         if config.schedule == "cosine":
             estimator.pace = cosine_pace(self.step, self.steps)
         for _ in range(config.est_steps):
-            self.fit = estimator.fit_step(trajectory, view)
+            self.fit = fitted(estimator, trajectory, view)
         self.loss_S = trajectory.loss_SB.mean(1)
         self.step += 1
 

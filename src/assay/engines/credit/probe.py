@@ -14,6 +14,7 @@ from assay.engines.credit.config import TrainConfig
 from assay.engines.credit.estimators.base import Estimator, Setting
 from assay.engines.credit.estimators.registry import ESTIMATORS, find
 from assay.engines.credit.memory import Memory
+from assay.engines.credit.net import Net
 from assay.engines.credit.train import Training
 
 
@@ -168,31 +169,31 @@ def line_searches(
             f"A batch must have 1 to {least} samples, as many as the smallest part of "
             f"{training.config.data!r}; got {size}."
         )
+    wide = training.net.to(torch.float64)
     triples = [exploit.triple(training.data, number, size) for number in range(batches)]
     out = []
     for name, estimator in estimators.items():
         for sign in (1, -1):
             for kind, normalise in exploit.KINDS.items():
                 rule = exploit.Rule(normalise=normalise, sign=float(sign))
-                wholes = [
-                    exploit.update(training.net, estimator, each[0], rule) for each in triples
-                ]
+                with diagnostics.in_float64(estimator) as exact:
+                    wholes = [exploit.update(wide, exact, each[0], rule) for each in triples]
                 for where in exploit.RANGES:
-                    values = _search(training, wholes, triples, where)
+                    values = _search(wide, wholes, triples, where)
                     out.append(Found(credit=name, sign=sign, where=where, kind=kind, **values))
     return out
 
 
 def _search(
-    training: Training,
+    net: Net,
     wholes: list[dict[str, Tensor]],
     triples: list[tuple[exploit.Batch, exploit.Batch, exploit.Batch]],
     where: exploit.Range,
 ) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {"same": [], "held": [], "fair": []}
     for whole, three in zip(wholes, triples, strict=True):
-        part = exploit.within(whole, where, training.shape.depth)
-        search = exploit.line_search(training.net, part, three)
+        part = exploit.within(whole, where, net.shape.depth)
+        search = exploit.line_search(net, part, three)
         same, held = search.at_best_same()
         for name, value in (("same", same), ("held", held), ("fair", search.fair())):
             found[name].append(float(value))

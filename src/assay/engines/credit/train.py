@@ -13,7 +13,7 @@ from assay.engines.credit import diagnostics, exploit
 from assay.engines.credit.cohort import begin, generator
 from assay.engines.credit.config import STACKABLE, TrainConfig
 from assay.engines.credit.data import Data, Part
-from assay.engines.credit.estimators.base import Setting, credit_of
+from assay.engines.credit.estimators.base import Setting, credit_of, fitted, gradients_of
 from assay.engines.credit.estimators.fixed import DirectFeedback
 from assay.engines.credit.firewall import View
 from assay.engines.credit.loop import compute
@@ -129,9 +129,9 @@ class Training:
         trajectory = net.trajectory(*self.batch())
         view = View(net, estimator.name, estimator.derivatives)
         for _ in range(self.config.est_steps):
-            self.fit = estimator.fit_step(trajectory, view)
+            self.fit = fitted(estimator, trajectory, view)
         credit = self.credit(trajectory, view)
-        own = estimator.parameter_gradients(trajectory, view) or {}
+        own = gradients_of(estimator, trajectory, view) or {}
         config, is_warming = self.config, self.is_warming()
         for number in range(config.surrogate_steps):
             found = gradients(
@@ -228,7 +228,7 @@ class Training:
                     "speed/seconds_per_step": seconds_per_step,
                 }
             )
-            context.spent(steps=self.step, samples=self.step * self.config.batch)
+            context.spent(steps=self.step, samples=self.step * self.orders[0].batch)
 
 
 def shape_of(config: TrainConfig, data: Data) -> Shape:

@@ -2,8 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import torch
@@ -96,7 +97,8 @@ def credit_of(estimator: Estimator, trajectory: Trajectory, view: View) -> Tenso
         CreditError: It is of the wrong shape, or has numbers that are none; says which layer.
     """
     try:
-        credit = estimator.credit(trajectory, view)
+        with untouched(estimator, trajectory):
+            credit = estimator.credit(trajectory, view)
     except RuntimeError as error:
         # What a first estimator of one's own meets when it is measured, after it has trained well.
         mixed = any(word in str(error) for word in ("dtype", "Double", "double"))
@@ -106,6 +108,12 @@ def credit_of(estimator: Estimator, trajectory: Trajectory, view: View) -> Tenso
                 f"{error}. Name every tensor that it keeps in state(); those are converted."
             ) from error
         raise
+    if not isinstance(credit, Tensor) or credit.dtype != trajectory.h_SLBD.dtype:
+        told = credit.dtype if isinstance(credit, Tensor) else type(credit).__name__
+        raise CreditError(
+            f"Estimator {estimator.name} must give credit as a tensor of {trajectory.h_SLBD.dtype}, like the states; "
+            f"got {told}. Return it from credit()."
+        )
     wanted = trajectory.h_SLBD[:, :-1].shape
     if tuple(credit.shape) != tuple(wanted):
         raise CreditError(
@@ -125,6 +133,57 @@ def credit_of(estimator: Estimator, trajectory: Trajectory, view: View) -> Tenso
             f"the cohort). Lower est_lr or the net's lr, or look at what it divides by."
         )
     return credit
+
+
+def fitted(estimator: Estimator, trajectory: Trajectory, view: View) -> dict[str, Tensor]:
+    """Let an estimator learn from a batch, and check what it tells.
+
+    Raises:
+        CreditError: It is no number a run under a name, or the batch is no longer what it was.
+    """
+    with untouched(estimator, trajectory):
+        told = estimator.fit_step(trajectory, view)
+    runs = trajectory.h_SLBD.shape[0]
+    good = isinstance(told, dict) and all(
+        isinstance(value, Tensor) and value.shape == (runs,) for value in told.values()
+    )
+    if not good:
+        raise CreditError(
+            f"fit_step of estimator {estimator.name} must return a dict, name → tensor of {runs} number(s), one a run, "
+            f"of what is worth logging (or an empty one); got {told!r:.200}."
+        )
+    return told
+
+
+def gradients_of(
+    estimator: Estimator, trajectory: Trajectory, view: View
+) -> dict[str, Tensor] | None:
+    """What a method without credit gives instead: gradients by the parameters' names; None of others.
+
+    Raises:
+        CreditError: The batch is no longer what it was.
+    """
+    with untouched(estimator, trajectory):
+        return estimator.parameter_gradients(trajectory, view)
+
+
+@contextmanager
+def untouched(estimator: Estimator, trajectory: Trajectory) -> Iterator[None]:
+    """Nothing of the batch is written to: it is that of the net's own update, and of the truth beside.
+
+    Raises:
+        CreditError: Something was; names it.
+    """
+    seen = {f.name: getattr(trajectory, f.name) for f in fields(trajectory)}
+    versions = {name: value._version for name, value in seen.items() if isinstance(value, Tensor)}
+    yield
+    changed = [name for name, version in versions.items() if seen[name]._version != version]
+    if changed:
+        raise CreditError(
+            f"Estimator {estimator.name} wrote into the trajectory ({', '.join(changed)}), which is also what the net "
+            "learns from and what the credit is compared with. Compute with copies: h.clone(), or operations "
+            "without a trailing underscore."
+        )
 
 
 def tensors(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

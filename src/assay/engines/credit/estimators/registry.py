@@ -47,7 +47,12 @@ def make(setting: Setting) -> Estimator:
     Raises:
         ConfigError: There is no such class, or it is no estimator.
     """
-    return find(setting.config.method)(setting)
+    made = find(setting.config.method)(setting)
+    if not hasattr(made, "setting"):
+        raise ConfigError(
+            f"Estimator {made.name} must call super().__init__(setting) first in its own __init__; it does not."
+        )
+    return made
 
 
 def find(method: str) -> type[Estimator]:
