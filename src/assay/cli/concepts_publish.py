@@ -119,6 +119,7 @@ def publish(
     out: Path,
     repository: str,
     *,
+    licence: Annotated[str | None, Parameter(name="--license")] = None,
     private: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
@@ -129,6 +130,7 @@ def publish(
     Args:
         out: Folder of `assay concepts pretrain`.
         repository: OWNER/NAME on the hub; you must be logged in (`hf auth login`).
+        licence: Of the weights, as the hub names it, such as apache-2.0; it depends on the texts too.
         private: Nobody else sees it.
         dry_run: Write the card (OUT/model/README.md), and upload nothing.
     """
@@ -136,7 +138,7 @@ def publish(
     told, final = read_json(out / "config.json"), read_json(out / "summary.json")
     config = build(PretrainConfig, told.get("config", {}), where=str(out / "config.json"))
     path = out / "model" / "README.md"
-    cards.model_card(config, final, place=repository).save(path)
+    cards.model_card(config, final, place=repository, licence=licence).save(path)
     console = Output()
     console.print(f"wrote {path}")
     if not dry_run:

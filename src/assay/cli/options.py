@@ -3,10 +3,11 @@
 import ast
 import inspect
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from itertools import pairwise
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from cyclopts import Parameter
 
@@ -93,7 +94,21 @@ def seeds_of(text: str) -> list[int]:
 
 def described(config: type) -> list[tuple[str, Any, str]]:
     """Name, default and docstring of every field of a configuration dataclass."""
-    body = ast.parse(inspect.getsource(config)).body[0]
+    says: dict[str, str] = {}
+    for kind in reversed(config.__mro__[:-1]):
+        says |= _docstrings(kind)
+    types = get_type_hints(config)
+    found = []
+    for each in fields(config):
+        choices = ", ".join(map(str, _choices(types[each.name])))
+        told = f"{says.get(each.name, '')} One of: {choices}." if choices else says[each.name]
+        found.append((each.name, each.default, told.strip()))
+    return found
+
+
+def _docstrings(config: type) -> dict[str, str]:
+    """Of the fields that a class itself declares."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0]
     assert isinstance(body, ast.ClassDef)
     says: dict[str, str] = {}
     for field, after in pairwise(body.body):
@@ -101,7 +116,14 @@ def described(config: type) -> list[tuple[str, Any, str]]:
             text = after.value if isinstance(after, ast.Expr) else None
             if isinstance(text, ast.Constant) and isinstance(text.value, str):
                 says[field.target.id] = " ".join(text.value.split())
-    return [(each.name, each.default, says.get(each.name, "")) for each in fields(config)]
+    return says
+
+
+def _choices(kind: Any) -> Sequence[object]:
+    """Words that a setting, or each entry of a list of them, may be."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return next((_choices(part) for part in get_args(kind) if _choices(part)), ())
 
 
 def tell_settings(config: type, metrics: Mapping[str, Metric]) -> None:

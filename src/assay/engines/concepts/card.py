@@ -55,7 +55,7 @@ Measured by one run with one seed; studies with several seeds are in the log of 
 
 
 def model_card(
-    config: PretrainConfig, final: Mapping[str, float], *, place: str, licence: str = "apache-2.0"
+    config: PretrainConfig, final: Mapping[str, float], *, place: str, licence: str | None = None
 ) -> ModelCard:
     """The card: how to load the model, its settings, what was measured, and results in the hub's form.
 
@@ -63,7 +63,7 @@ def model_card(
         config: Of the run.
         final: Its final values.
         place: Repository or folder from which it is loaded.
-        licence: Of the weights.
+        licence: Of the weights, as the hub names it; None leaves it to the owner.
     """
     told = {
         "architecture": architecture(config),

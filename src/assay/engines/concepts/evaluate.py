@@ -16,10 +16,10 @@ from assay.engines.concepts.baselines import bag_of_words, majority
 from assay.engines.concepts.finetune import (
     FineTuneConfig,
     FineTuned,
-    check_length,
     classifier,
     fine_tune,
     located,
+    with_length,
 )
 from assay.engines.concepts.frozen import linear_probe, zero_shot
 from assay.engines.concepts.parts import Parts
@@ -115,7 +115,7 @@ def evaluate(
     # Before anything is computed, so that a wrong head is told at once.
     model = classifier(checkpoint, task, head)
     check_fits(tokenizer, model.config, checkpoint)
-    check_length(model, config)
+    config = with_length(model, config)
     words = bag_of_words(parts)
     tell(f"{task.name}: bag of words")
     rows: dict[str, Values] = {MAJORITY: _single(majority(parts)), WORDS: _single(words.reported)}
@@ -130,10 +130,8 @@ def evaluate(
             lambda: classifier(checkpoint, task, head), tokenizer, parts, config, seed=seed
         )
         runs.append(run)
-        best = run.history[run.epoch - 1][task.first]
-        tell(
-            f"{task.name}: seed {seed}: epoch {run.epoch} of {config.epochs}, {task.first} {best:.4f} on chosen"
-        )
+        best = f"{task.first} {run.history[run.epoch - 1][task.first]:.4f}"
+        tell(f"{task.name}: seed {seed}: epoch {run.epoch} of {config.epochs}, {best} on chosen")
     rows[TUNED] = _joined([run.reported for run in runs])
     settings[TUNED] = {"epochs": [run.epoch for run in runs]}
     return TaskReport(

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -33,6 +33,9 @@ from assay.engines.concepts.parts import Examples, Parts
 from assay.engines.concepts.scores import Values, scores
 from assay.engines.concepts.tasks import Task
 
+LENGTH = 128
+"""Tokens of a text where nothing is said, as in the source."""
+
 HUB = "hub:"
 SECOND = "_b"
 """Suffix of what belongs to the second text, where texts are read one by one."""
@@ -55,7 +58,8 @@ class FineTuneConfig:
         warmup: Steps in which the rate rises; below 1 their share of all (100).
         weight_decay: Of matrices (0.01).
         clip: Greatest norm of the gradient (1).
-        max_length: Tokens at most of a text, or of a joined pair (128).
+        max_length: Tokens at most of a text, or of a joined pair; 0 for 128, or the model's places where
+            it has fewer.
     """
 
     lr: float = 1e-4
@@ -64,7 +68,7 @@ class FineTuneConfig:
     warmup: float = 0.1
     weight_decay: float = 0.01
     clip: float = 1.0
-    max_length: int = 128
+    max_length: int = 0
 
     def __post_init__(self) -> None:
         rules = {
@@ -74,7 +78,10 @@ class FineTuneConfig:
             "warmup": (self.warmup >= 0, "0 or more: steps, or below 1 a share of them"),
             "weight_decay": (self.weight_decay >= 0, "0 or more"),
             "clip": (self.clip > 0, "above 0"),
-            "max_length": (self.max_length >= 4, "4 or more: three special tokens and one other"),
+            "max_length": (
+                self.max_length >= 4 or self.max_length == 0,
+                "4 or more, for three special tokens and one other, or 0",
+            ),
         }
         for name, (holds, rule) in rules.items():
             if not holds:
@@ -193,18 +200,19 @@ def _check_pretrained(model: PreTrainedModel, missing: Sequence[str], place: str
         )
 
 
-def check_length(model: PreTrainedModel, config: FineTuneConfig) -> None:
-    """Texts must fit the model's places.
+def with_length(model: PreTrainedModel, config: FineTuneConfig) -> FineTuneConfig:
+    """The configuration with a length of texts that fits the model's places.
 
     Raises:
-        ConfigError: They may be longer.
+        ConfigError: Texts may be longer.
     """
-    places = getattr(model.config, "max_position_embeddings", config.max_length)
+    places = getattr(model.config, "max_position_embeddings", LENGTH)
     if config.max_length > places:
         raise ConfigError(
-            f"max_length must be at most the model's {places} places; got {config.max_length}. Give a smaller "
-            "max_length."
+            f"max_length must be at most the model's {places} places; got {config.max_length}. Give --set "
+            f"max_length={places}, or leave it out."
         )
+    return replace(config, max_length=config.max_length or min(LENGTH, places))
 
 
 def fine_tune(
@@ -233,8 +241,8 @@ def fine_tune(
         ConfigError: Texts may be longer than the model's places, or the training diverged.
     """
     set_seed(seed)
-    model = make()
-    check_length(model, config)
+    model = _with_padding(make(), tokenizer)
+    config = with_length(model, config)
     apart = getattr(model.config, "head", None) == "pair"
     # The Trainer takes any sequence; its types know the library's own class only.
     rows: Any = partial(_rows, tokenizer, max_length=config.max_length, apart=apart)
@@ -267,6 +275,13 @@ def fine_tune(
         answers=len(np.unique(np.concatenate(given))),
         parameters=model.num_parameters(),
     )
+
+
+def _with_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """Decoders such as GPT-2 do not know the token, and would take one text at a time."""
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model
 
 
 def _arguments(folder: str, config: FineTuneConfig, task: Task, seed: int) -> TrainingArguments:

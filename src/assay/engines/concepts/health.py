@@ -186,7 +186,7 @@ def _constant(predicted: list[Tensor]) -> Iterator[Finding]:
     yield Finding(
         name="predictions",
         rule="more than one thing is predicted",
-        value=f"{values[0].item():.6g} for all {len(values)}",
+        value=f"{values[0].item():.6g} in all {len(values)} places",
         advice="The model does not use its input: look at input_dependence; if concepts do depend on it, at the "
         "decoder or the head. Of a few texts of one class this may be right: take others.",
     )

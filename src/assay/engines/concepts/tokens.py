@@ -87,6 +87,11 @@ def fetch_tokenizer(place: str | Path) -> PreTrainedTokenizerFast:
             f"The tokenizer {str(place)!r} must be a fast one, with tokenizer.json; it is a {type(found).__name__}. "
             "Store its fast form, or take another."
         )
+    if len(found) <= len(set(found.all_special_ids)):
+        raise ConfigError(
+            f"The tokenizer {str(place)!r} must have tokens; it has special ones alone, so that every text would be the "
+            "same. A folder of a model needs tokenizer.json beside it: store it there with save_pretrained."
+        )
     for role in ("pad_token", "mask_token"):
         if getattr(found, role) is None:
             raise ConfigError(

@@ -102,6 +102,10 @@ def compare(
     Raises:
         ConfigError: A setting breaks a rule, or a class cannot be found by its name.
     """
+    if not isinstance(methods, Mapping):
+        raise ConfigError(
+            f'methods must map a label to a method, such as {{"dfa": "dfa", "mine": Mine}}; got {methods!r:.100}.'
+        )
     chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     common = {"data": data, "block": "tanh"} | settings
     _check({"methods": list(methods), "alphas": alphas, "depths": depths, "seeds": chosen}, common)

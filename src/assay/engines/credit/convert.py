@@ -44,13 +44,7 @@ def from_sequential(module: nn.Sequential) -> Net:
             linears.append(_linear(name, layer))
         else:
             activations.append(_activation(name, layer))
-    twice = [name for name, layer in parts if sum(other is layer for _, other in parts) > 1]
-    tied = [name for name in twice if isinstance(module._modules[name], nn.Linear)]
-    if tied:
-        shared = module._modules[tied[0]]
-        assert shared is not None
-        rule = f"it stands at {', '.join(tied)} too, and here every layer learns weights of its own"
-        raise _refused(tied[0], shared, rule)
+    _apart(parts)
     if len(linears) < 3:
         raise ConfigError(
             f"An MLP must have at least three Linear layers (encoder, a block, head); got {len(linears)}: "
@@ -145,6 +139,15 @@ def _activation(name: str, layer: nn.Module) -> Activation:
         known = ", ".join(module.__name__ for module in MODULES)
         raise _refused(name, layer, f"an activation must stand here: {known} (exact)")
     return found
+
+
+def _apart(parts: Sequence[tuple[str, nn.Module]]) -> None:
+    """Refuse weights that stand twice."""
+    for name, layer in parts:
+        places = [other for other, each in parts if each is layer]
+        if len(places) > 1 and isinstance(layer, nn.Linear):
+            rule = f"it stands at {', '.join(places)} too, and here every layer learns weights of its own"
+            raise _refused(name, layer, rule)
 
 
 def _same(

@@ -107,6 +107,12 @@ def credit_of(estimator: Estimator, trajectory: Trajectory, view: View) -> Tenso
                 f"Estimator {estimator.name} must compute in float64 when it is measured, and mixes precisions: "
                 f"{error}. Name every tensor that it keeps in state(); those are converted."
             ) from error
+        if "does not require grad" in str(error):
+            raise CreditError(
+                f"Estimator {estimator.name} took a reverse-mode derivative of what has none: states, logits and losses "
+                "of the net are given without their history, since hidden backpropagation is what an estimator must "
+                "do without. Use view.tail or view.tail_jvp, or differentiate nets of its own."
+            ) from error
         raise
     if not isinstance(credit, Tensor) or credit.dtype != trajectory.h_SLBD.dtype:
         told = credit.dtype if isinstance(credit, Tensor) else type(credit).__name__

@@ -71,4 +71,11 @@ def find(method: str) -> type[Estimator]:
         raise ConfigError(
             f"method {method!r} must name a subclass of assay.engines.credit.Estimator; it names {found!r}."
         )
+    if missing := sorted(found.__abstractmethods__):
+        raise ConfigError(f"Estimator {method!r} must have the method {missing[0]}; it does not.")
+    if not isinstance(found.derivatives, frozenset):
+        raise ConfigError(
+            f'derivatives of estimator {method!r} must be a frozenset, such as frozenset({{"tail"}}); got '
+            f"{found.derivatives!r}."
+        )
     return found
