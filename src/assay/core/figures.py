@@ -4,8 +4,9 @@ import hashlib
 import io
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -78,16 +79,27 @@ def _draw(study: Study, selection: Selection, index: Index, metric: str) -> byte
         for colour, arm in zip(itertools.cycle(COLOURS), study.arms, strict=False):
             _draw_arm(axis, found.get((arm, cell_label(cell)), []), arm, colour)
         _style(axis, study.metrics.get(metric), metric, cell)
-        if axis.get_legend_handles_labels()[0]:
+        if len(panels) == 1 and axis.get_legend_handles_labels()[0]:
             axis.legend(frameon=False, fontsize=8)
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
+    if len(panels) > 1:
+        _legend(figure, axes.flat)
     less = f"; {len(panels)} of {len(every)} cells" if len(every) > len(panels) else ""
     title = f"{study.id}: {metric} (every seed thin; mean and 95 % band thick{less})"
     figure.suptitle(title, fontsize=10)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _legend(figure: Figure, axes: Iterable[Axes]) -> None:
+    """One for all panels, beside them: inside a small panel it would hide curves."""
+    handles: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(list(handles.values()), list(handles), loc="outside right upper", frameon=False)
 
 
 def _curves(
