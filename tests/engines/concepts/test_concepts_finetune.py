@@ -31,9 +31,11 @@ from assay.engines.concepts.finetune import (
     _rows,
     classifier,
     fine_tune,
+    with_length,
 )
 from assay.engines.concepts.parts import Examples
-from assay.engines.concepts.tasks import TASKS
+from assay.engines.concepts.tasks import TASKS, task_of
+from assay.engines.concepts.tokens import fetch_tokenizer
 
 NOW = datetime.fromisoformat("2026-02-26T21:05:00+01:00")
 
@@ -207,6 +209,16 @@ def test_models_that_do_not_fit_are_told(places, tmp_path):
     parts = parts_of("sst2", *(sentiment(8, seed) for seed in range(3)))
     with pytest.raises(ConfigError, match="at most the model's 32 places; got 64"):
         tuned(places["concepts"], parts, max_length=64)
+    model = classifier(places["concepts"], task)
+    assert with_length(model, FineTuneConfig()).max_length == 32
+    assert with_length(model, FineTuneConfig(max_length=8)).max_length == 8
+
+
+def test_a_folder_without_a_tokenizer_is_told(places, tmp_path):
+    """The library makes one up that has special tokens alone: every text would be the same."""
+    classifier(places["bert"], task_of("sst2")).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="it has special ones alone"):
+        fetch_tokenizer(tmp_path)
 
 
 def test_a_model_of_another_task_is_told(places, tmp_path):

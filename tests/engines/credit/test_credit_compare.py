@@ -71,6 +71,11 @@ def test_means_and_deviations_are_those_of_the_runs(found):
     assert row["test/gamma_std"] == pytest.approx(np.std(values, ddof=1), abs=1e-15)
 
 
+def test_methods_are_a_table():
+    with pytest.raises(ConfigError, match=r"methods must map a label .* got \['dfa'\]"):
+        compare(["dfa"])
+
+
 def test_methods_begin_from_the_same_nets_and_data():
     """One method under two names gives the same numbers, whatever its own settings are not."""
     same = compare({"a": "bp", "b": {"method": "bp", "est_lr": 0.5}}, depths=(2,), seeds=1, **SMALL)

@@ -21,7 +21,7 @@ from credit_helpers import (
 
 from assay.core.errors import ConfigError
 from assay.engines.credit.estimators.base import Estimator, credit_of, fitted
-from assay.engines.credit.estimators.registry import ESTIMATORS, make
+from assay.engines.credit.estimators.registry import ESTIMATORS, find, make
 from assay.engines.credit.firewall import DERIVATIVES, CreditError, View
 
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
@@ -340,3 +340,43 @@ def test_an_estimator_without_a_setting_is_refused():
     own = [replace(config, method="forgetful:Forgetful") for config in setting.configs]
     with pytest.raises(ConfigError, match=r"must call super\(\).__init__"):
         make(replace(setting, configs=own))
+
+
+@pytest.mark.parametrize(
+    "backward",
+    [
+        lambda t, view: view.tail([0], [t.h_SLBD[:, :1].clone().requires_grad_()], t.y).sum(),
+        lambda t, view: t.logits_SBC.sum(),
+    ],
+)
+def test_backpropagation_through_what_is_given_is_told_by_name(backward):
+    """Not only through the view's net: what is given has no history at all."""
+
+    class Backward(Estimator):
+        derivatives: ClassVar = frozenset({"tail"})
+
+        def credit(self, trajectory, view):
+            with torch.enable_grad():
+                backward(trajectory, view).backward()
+            return torch.zeros_like(trajectory.h_SLBD[:, :-1])
+
+    net = net_of(SHAPES["tanh"])
+    estimator = Backward(estimator_of(net.shape, "zero").setting)
+    with pytest.raises(
+        CreditError, match="Backward took a reverse-mode derivative of what has none"
+    ):
+        credit_of(estimator, trajectory_of(net), view_of(net, estimator))
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({}, "must have the method credit"),
+        ({"credit": lambda *_: None, "derivatives": "tail"}, "must be a frozenset"),
+    ],
+)
+def test_a_class_that_is_no_estimator_yet_is_told(body, told):
+    sys.modules["unfinished"] = types.ModuleType("unfinished")
+    sys.modules["unfinished"].Kind = type("Kind", (Estimator,), body)
+    with pytest.raises(ConfigError, match=told):
+        find("unfinished:Kind")
