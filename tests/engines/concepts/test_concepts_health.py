@@ -160,7 +160,7 @@ def test_one_prediction_for_everything():
     mute = with_(token, "decoder.feed.out.bias", lambda w: w.fill_(5))
     with_(mute, "head.weight", lambda w: w[7].fill_(1))
     (found,) = answers(mute, batches())
-    assert (found.name, found.value) == ("predictions", "7 for all 18")
+    assert (found.name, found.value) == ("predictions", "7 in all 18 places")
     for labels in (2, 1):
         fresh = model(ConceptForSequenceClassification, num_labels=labels)
         if labels == 1:
