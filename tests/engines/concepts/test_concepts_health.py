@@ -168,7 +168,7 @@ def test_one_prediction_for_everything():
         deaf = with_(fresh, "classifier.weight", lambda w: w.mul_(0))
         with_(deaf, "classifier.bias", lambda w: w[-1].fill_(3))
         (found,) = answers(deaf, batches(labels=False))
-        assert found.value == ("1 for all 6" if labels == 2 else "3 for all 6")
+        assert found.value == ("1 in all 6 places" if labels == 2 else "3 in all 6 places")
     assert answers(deaf, [{"input_ids": batches()[0]["input_ids"][:1]}]) == []
 
 
