@@ -9,11 +9,12 @@ import torch
 from concepts_helpers import TEXTS, Context
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from assay.core.errors import ConfigError
+from assay.core.errors import ConfigError, DataError
 from assay.engines.concepts.config import AMONG_SLOTS, PretrainConfig
 from assay.engines.concepts.engine import ENGINE, check
 from assay.engines.concepts.prepare import prepare
 from assay.engines.concepts.pretrain import check_shared, train
+from assay.engines.concepts.reanalysis import RANKS, SHAPES, STORED, ranks, shapes
 from assay.engines.concepts.regularisers import OVER_TEXTS, REGULARISERS
 
 TASK = ENGINE.tasks["pretrain"]
@@ -268,3 +269,21 @@ def test_one_slot_has_none_to_be_compared_with(loss):
     with pytest.raises(ValueError, match="compares slots"):
         PretrainConfig(**TINY | {"slots": 1, "concept_losses": (loss,)})
     assert not REGULARISERS[loss](torch.randn(3, 1, 8)).isfinite()
+
+
+def test_stored_concepts_are_measured_again_as_they_were(folder, tmp_path):
+    """An analysis of the artifact gives the run's own numbers, all texts being stored here."""
+    (run,) = trained(folder, held_blocks=16)
+    (tmp_path / STORED).write_bytes(run.files[STORED])
+    artifacts = {STORED: tmp_path / STORED}
+    found = ranks(artifacts, {}) | shapes(artifacts, {})
+    assert set(found) == {f"concepts/{name}" for name in (*RANKS, *SHAPES)}
+    for name, value in found.items():
+        assert value == pytest.approx(run.final[name.replace("concepts/", "test/")], rel=1e-6)
+
+
+def test_a_run_without_concepts_is_told(folder, tmp_path):
+    (run,) = trained(folder, architecture="bert")
+    assert STORED not in run.files
+    with pytest.raises(DataError, match="must have stored its concepts"):
+        ranks({STORED: tmp_path / STORED}, {})

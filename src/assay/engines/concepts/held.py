@@ -56,13 +56,21 @@ class Held:
             found |= {f"gradient/at_{time:.1f}": length for time, length in lengths.items()}
         return found
 
-    def _concepts(self, model: ConceptForMaskedLM, split: str) -> dict[str, float]:
-        rows = self.parts[split].ids
+    def concepts(self, model: ConceptForMaskedLM, most: int) -> Tensor:
+        """Of the first so many texts of the last part, [texts, C, H]."""
+        batches = self._batches("test", most)
+        return collect(model.encoder, batches, attentions="none").concepts_TCH
+
+    def _batches(self, split: str, most: int | None = None) -> list[dict[str, Tensor]]:
+        rows = self.parts[split].ids[:most]
         made = [
             padded(rows[first : first + self.batch], self.data.tokenizer)
             for first in range(0, len(rows), self.batch)
         ]
-        batches = [{"input_ids": texts.ids_BN, "attention_mask": texts.mask_BN} for texts in made]
+        return [{"input_ids": texts.ids_BN, "attention_mask": texts.mask_BN} for texts in made]
+
+    def _concepts(self, model: ConceptForMaskedLM, split: str) -> dict[str, float]:
+        batches = self._batches(split)
         collected = collect(model.encoder, batches, attentions="none")
         if not collected.concepts_TCH.isfinite().all():
             # A run that diverged ends as one: its loss says so, and of such concepts there is no measure.

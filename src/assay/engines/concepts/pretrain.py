@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from transformers import (
     PreTrainedModel,
@@ -32,15 +33,18 @@ from assay.engines.concepts.collators import Collator, Texts, collator
 from assay.engines.concepts.config import PretrainConfig
 from assay.engines.concepts.held import Held
 from assay.engines.concepts.judged import judge
-from assay.engines.concepts.masked import loss_divisor
+from assay.engines.concepts.masked import ConceptForMaskedLM, loss_divisor
 from assay.engines.concepts.modes import threads, without_bars
 from assay.engines.concepts.prepare import Prepared, model_of, prepare
+from assay.engines.concepts.reanalysis import STORED
 from assay.engines.concepts.regularisers import OVER_TEXTS, REGULARISERS
 from assay.engines.concepts.tokens import vocabulary_digest
 
 NOTES = "assay.json"
 """In a checkpoint: what this module remembers besides the library's own state."""
 SHOW_EVERY_S = 1.0
+KEPT = 64
+"""Texts whose concepts are stored, for analyses that are made later."""
 
 
 class Pretrainer(Trainer):
@@ -333,6 +337,9 @@ def _finish(
                 config, folder, tokenizer, seed=context.seeds["init"], data_dir=context.data_dir
             )
         context.save("model.zip", packed(folder))
+    if isinstance(model, ConceptForMaskedLM):
+        kept = held.concepts(model, KEPT).contiguous()
+        context.save(STORED, save_tensors({"concepts": kept}))
     context.summary(found)
     context.spent(steps=config.steps, tokens=float(config.steps * config.batch * config.seq_len))
 
