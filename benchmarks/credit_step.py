@@ -39,7 +39,10 @@ NETS = {
     },
 }  # fmt: skip
 MLP = list(NETS)[-1]
-PEER_SIZES = {"inputs": 64, "width": 256, "hidden": 3, "classes": 10, "batch": 64}
+PEER_SIZES = {
+    "inputs": 64, "width": NETS[MLP]["width"], "hidden": NETS[MLP]["depth"] + 1, "classes": 10,
+    "batch": NETS[MLP]["batch"],
+}  # fmt: skip
 PEER_METHODS = ("bp", "fa", "dfa")
 SEEDS = (1, 3, 16)
 STACKED = ("bp", "dfa", "scalar-bridge", "vector-field")

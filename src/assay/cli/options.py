@@ -101,7 +101,7 @@ def described(config: type) -> list[tuple[str, Any, str]]:
     found = []
     for each in fields(config):
         choices = ", ".join(map(str, _choices(types[each.name])))
-        told = f"{says.get(each.name, '')} One of: {choices}." if choices else says[each.name]
+        told = says.get(each.name, "") + (f" One of: {choices}." if choices else "")
         found.append((each.name, each.default, told.strip()))
     return found
 

@@ -214,6 +214,7 @@ def test_a_run_that_diverges_ends_as_one(folder):
     assert not np.isfinite(run.final["test/loss_nats"])
     assert run.final["train/grad_norm_max_late"] == np.inf
     assert not any("rank" in name for name in run.final)
+    assert STORED not in run.files
 
 
 def test_the_largest_gradient_of_the_second_half(folder):

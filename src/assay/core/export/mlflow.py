@@ -19,6 +19,7 @@ from typing import Any
 from assay.core.errors import ConfigError
 from assay.core.export.gather import SUMMARY, ExportedRun
 from assay.core.export.whole import whole
+from assay.core.settings import variables
 
 METRICS_A_CALL = 1000
 PARAMS_A_CALL = 100
@@ -50,7 +51,6 @@ def write_mlflow(runs: Iterable[ExportedRun], out: Path) -> None:
 def _library() -> Iterator[tuple[Any, Any]]:
     """The client and its records, with folders allowed and reports to the makers off."""
     try:
-        variables = importlib.import_module("mlflow.environment_variables")
         telemetry = importlib.import_module("mlflow.telemetry")
         tracking = importlib.import_module("mlflow.tracking")
         entities = importlib.import_module("mlflow.entities")
@@ -59,18 +59,9 @@ def _library() -> Iterator[tuple[Any, Any]]:
             f"--to mlflow needs the library mlflow, which cannot be imported ({error}). Install "
             "it with: pip install 'assay[mlflow]'"
         ) from error
-    names = ("MLFLOW_DISABLE_TELEMETRY", "MLFLOW_ALLOW_FILE_STORE")
-    # A version without such a variable needs none.
-    switches = [v for v in (getattr(variables, name, None) for name in names) if v is not None]
-    before = [switch.get_raw() for switch in switches]
-    for switch in switches:
-        switch.set(True)
-    telemetry.set_telemetry_client()
-    try:
+    with variables(MLFLOW_DISABLE_TELEMETRY="true", MLFLOW_ALLOW_FILE_STORE="true"):
+        telemetry.set_telemetry_client()
         yield tracking, entities
-    finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.unset() if value is None else switch.set(value)
 
 
 def _write_run(client: Any, entities: Any, experiment: str, run: ExportedRun) -> None:

@@ -101,13 +101,13 @@ def _results(final: Mapping[str, float]) -> list[EvalResult]:
     """Fine-tuned values on labelled tasks, in the form of a model index."""
     found = []
     for task in TASKS.values():
+        if not task.reported:
+            # Of a part that we drew ourselves: nobody else's number compares with it.
+            continue
         for metric in task.metrics:
             name = f"{task.name}/{metric}"
             if name in final:
                 repository, configuration, _ = task.hub
-                if not task.reported:
-                    # Of a part that we drew ourselves: nobody else's number compares with it.
-                    continue
                 found.append(
                     EvalResult(
                         task_type="text-classification",

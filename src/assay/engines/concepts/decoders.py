@@ -49,8 +49,9 @@ class Rebuilder(Protocol):
         """
 
 
-def _in_order(ids_BN: Tensor) -> Tensor:
-    return torch.arange(ids_BN.shape[1], device=ids_BN.device)
+def _places(ids_BN: Tensor, places_BN: Tensor | None) -> Tensor:
+    """Where the tokens are: as given, or one after another."""
+    return torch.arange(ids_BN.shape[1], device=ids_BN.device) if places_BN is None else places_BN
 
 
 class PerceiverDecoder(nn.Module):
@@ -79,7 +80,7 @@ class PerceiverDecoder(nn.Module):
         places_BN: Tensor | None = None,
     ) -> Tensor:
         """See `Rebuilder`."""
-        x = self.places(_in_order(ids_BN) if places_BN is None else places_BN)
+        x = self.places(_places(ids_BN, places_BN))
         x = (
             x + embedding.without_places(ids_BN)
             if self.sees_tokens
@@ -120,8 +121,7 @@ class WeightedDecoder(nn.Module):
         places_BN: Tensor | None = None,
     ) -> Tensor:
         """See `Rebuilder`."""
-        places = _in_order(ids_BN) if places_BN is None else places_BN
-        mixed = self.mixture[places].softmax(-1) @ concepts_BCH
+        mixed = self.mixture[_places(ids_BN, places_BN)].softmax(-1) @ concepts_BCH
         out: Tensor = self.dropout(functional.gelu(self.inner(self.norm(mixed))))
         return out
 
@@ -187,9 +187,9 @@ class PlainTimeLayer(nn.Module):
     def __init__(self, config: ConceptConfig) -> None:
         super().__init__()
         self.modulation = nn.Linear(config.hidden_size, 2 * config.hidden_size)
-        self.mixes = config.modulation == "plain"
-        self.mix_norm = norm(config) if self.mixes else None
-        self.mix = Attention(config) if self.mixes else None
+        mixes = config.modulation == "plain"
+        self.mix_norm = norm(config) if mixes else None
+        self.mix = Attention(config) if mixes else None
         self.read_norm, self.read = norm(config), Attention(config)
         self.feed_norm, self.feed = norm(config), FeedForward(config)
 
@@ -220,7 +220,7 @@ class DiffusionDecoder(nn.Module):
         self.tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.places = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.clock = Clock(config)
-        # Plain layers have self-attention.
+        # Only this one has self-attention.
         self.rows_are_alone = config.modulation != "plain"
         gated = config.modulation in ("zero", "normal")
         kind = GatedTimeLayer if gated else PlainTimeLayer
@@ -237,7 +237,7 @@ class DiffusionDecoder(nn.Module):
         places_BN: Tensor | None = None,
     ) -> Tensor:
         """See `Rebuilder`. Without a time, everything counts as hidden: t = 1."""
-        x = self.tokens(ids_BN) + self.places(_in_order(ids_BN) if places_BN is None else places_BN)
+        x = self.tokens(ids_BN) + self.places(_places(ids_BN, places_BN))
         time = x.new_ones(len(x)) if time_B is None else time_B
         clock = self.clock(time)
         for layer in self.layers:

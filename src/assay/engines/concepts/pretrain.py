@@ -339,7 +339,8 @@ def _finish(
         context.save("model.zip", packed(folder))
     if isinstance(model, ConceptForMaskedLM):
         kept = held.concepts(model, KEPT).contiguous()
-        context.save(STORED, save_tensors({"concepts": kept}))
+        if kept.isfinite().all():
+            context.save(STORED, save_tensors({"concepts": kept}))
     context.summary(found)
     context.spent(steps=config.steps, tokens=float(config.steps * config.batch * config.seq_len))
 
