@@ -59,6 +59,15 @@ def test_a_setting_that_cannot_be_is_refused(cls, settings):
         cls(**settings)
 
 
+@pytest.mark.parametrize("method", ["dfa", "zero", "scalar-bridge", "dni"])
+def test_the_shuffled_control_is_refused_where_there_is_nothing_to_shuffle(method):
+    """Else a control would be the run that it controls."""
+    with pytest.raises(ValueError, match=f"shuffled is a control of .*method {method}"):
+        TrainConfig(method=method, shuffled=True)
+    assert TrainConfig(method="learned-feedback", shuffled=True).shuffled
+    assert TrainConfig(method="mine:Own", shuffled=True).shuffled
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [

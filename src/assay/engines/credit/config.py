@@ -22,6 +22,8 @@ Method = Literal[
 ]
 WITHOUT_CREDIT_NET = frozenset(get_args(Method)) - {"vector-field", "dni"}
 """Methods without a net whose output is credit."""
+ASKING_LOSS_CHANGES = ("vector-field", "learned-feedback")
+"""Methods that learn from loss changes along directions."""
 Schedule = Literal["constant", "cosine"]
 Code = Literal["eT", "deltaL", "eT_hL", "deltaL_hL", "y"]
 
@@ -276,6 +278,11 @@ def check_estimator(config: EstimatorConfig) -> None:
     if config.scaled_targets and config.method in WITHOUT_CREDIT_NET:
         raise ValueError(
             f"scaled_targets does nothing with method {config.method}, whose net predicts no credit"
+        )
+    if config.shuffled and config.method in known and config.method not in ASKING_LOSS_CHANGES:
+        raise ValueError(
+            f"shuffled is a control of {' and '.join(ASKING_LOSS_CHANGES)}, which learn from loss changes; "
+            f"method {config.method} would be trained as if it were not set"
         )
     for field in ("terminal_weight", "bridge_weight", "layers_per_step"):
         if getattr(config, field) < 0:

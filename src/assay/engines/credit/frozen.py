@@ -6,7 +6,6 @@ sign turned round (`negated`).
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -88,7 +87,7 @@ class Frozen(Training):
         with in_float64(self.learners.estimator) as estimator:
             for number in range(count):
                 three = exploit.triple(self.data, number, self.frozen.exploit_batch)
-                for name, value in self._one(net, estimator, *three).items():
+                for name, value in self._one(net, estimator, three).items():
                     sums[name] = sums.get(name, 0) + value / count
         return [
             {name: float(value[run]) for name, value in sums.items()}
@@ -96,9 +95,9 @@ class Frozen(Training):
         ]
 
     def _one(
-        self, net: Net, estimator: Estimator, same: Batch, chosen: Batch, held: Batch
+        self, net: Net, estimator: Estimator, three: tuple[Batch, Batch, Batch]
     ) -> dict[str, Tensor]:
-        config = self.frozen
+        config, (same, _, held) = self.frozen, three
         sign = -1.0 if config.negated else 1.0
         rule = Rule(
             normalise=config.normalise,
@@ -120,15 +119,6 @@ class Frozen(Training):
             f"exploit/steps_{name}_nats": exploit.loss(after, batch) - exploit.loss(net, batch)
             for name, batch in (("same", same), ("held", held))
         }
-        for label, normalise in exploit.KINDS.items():
-            own = replace(rule, normalise=normalise, surrogate="inner", clamp=0.0)
-            whole = exploit.update(net, estimator, same, own)
-            for where in exploit.RANGES:
-                part = exploit.within(whole, where, self.shape.depth)
-                search = exploit.line_search(net, part, (same, chosen, held))
-                best, there = search.at_best_same()
-                name = f"exploit/{where}_{label}"
-                found[f"{name}_same_nats"] = best
-                found[f"{name}_held_nats"] = there
-                found[f"{name}_fair_nats"] = search.fair()
+        for (where, kind), changes in exploit.searches(net, estimator, three, rule).items():
+            found |= {f"exploit/{where}_{kind}_{name}_nats": v for name, v in changes.items()}
         return found

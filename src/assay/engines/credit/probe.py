@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from assay.core.errors import CheckpointError, ConfigError, StoreError
 from assay.engines.credit import diagnostics, exploit
@@ -14,7 +13,6 @@ from assay.engines.credit.config import TrainConfig
 from assay.engines.credit.estimators.base import Estimator, Setting
 from assay.engines.credit.estimators.registry import ESTIMATORS, find
 from assay.engines.credit.memory import Memory
-from assay.engines.credit.net import Net
 from assay.engines.credit.train import Training
 
 
@@ -174,27 +172,13 @@ def line_searches(
     out = []
     for name, estimator in estimators.items():
         for sign in (1, -1):
-            for kind, normalise in exploit.KINDS.items():
-                rule = exploit.Rule(normalise=normalise, sign=float(sign))
-                with diagnostics.in_float64(estimator) as exact:
-                    wholes = [exploit.update(wide, exact, each[0], rule) for each in triples]
-                for where in exploit.RANGES:
-                    values = _search(wide, wholes, triples, where)
-                    out.append(Found(credit=name, sign=sign, where=where, kind=kind, **values))
+            rule = exploit.Rule(sign=float(sign))
+            with diagnostics.in_float64(estimator) as exact:
+                each = [exploit.searches(wide, exact, three, rule) for three in triples]
+            for where, kind in each[0]:
+                values = {
+                    at: [float(found[where, kind][at]) for found in each]
+                    for at in ("same", "held", "fair")
+                }
+                out.append(Found(credit=name, sign=sign, where=where, kind=kind, **values))
     return out
-
-
-def _search(
-    net: Net,
-    wholes: list[dict[str, Tensor]],
-    triples: list[tuple[exploit.Batch, exploit.Batch, exploit.Batch]],
-    where: exploit.Range,
-) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {"same": [], "held": [], "fair": []}
-    for whole, three in zip(wholes, triples, strict=True):
-        part = exploit.within(whole, where, net.shape.depth)
-        search = exploit.line_search(net, part, three)
-        same, held = search.at_best_same()
-        for name, value in (("same", same), ("held", held), ("fair", search.fair())):
-            found[name].append(float(value))
-    return found
