@@ -186,6 +186,10 @@ BROKEN = {
     "too few": ({"x_test": np.zeros((9, 3, 4)), "y_test": np.arange(9)}, "at least 10"),
     "no number": ({"x_test": np.full((12, 3, 4), np.nan)}, "Inputs .* x_test"),
     "words": ({"x_train": np.full((20, 3, 4), "a")}, "Inputs .* x_train"),
+    "unseen class": (
+        {"y_train": np.arange(20) % 3, "y_test": np.arange(12) % 5},
+        r"classes that y_train has; it has \[3, 4\] besides",
+    ),
     "left out": ({"y_test": None}, r"must be an \.npz with x_train, y_train"),
 }
 

@@ -106,6 +106,12 @@ def _check(name: str, arrays: dict[str, np.ndarray]) -> None:
             raise ConfigError(
                 f"Inputs of data {name!r} must be numbers; x_{which} has some that are not."
             )
+    unseen = np.setdiff1d(arrays["y_test"], arrays["y_train"])
+    if len(unseen):
+        raise ConfigError(
+            f"y_test of data {name!r} must hold classes that y_train has; it has {unseen[:5].tolist()} besides. Take "
+            "those samples away, or split the samples anew."
+        )
 
 
 def _digits() -> dict[str, np.ndarray]:
