@@ -3,6 +3,7 @@
 import io
 import types
 
+import pytest
 from rich.console import Console
 
 from assay.cli import display
@@ -49,18 +50,54 @@ def say(shown: Display, state: RunState, step: int) -> None:
     )
 
 
-def test_each_seed_shows_its_values(monkeypatch):
-    """A seed's line has its step, loss and exact match; the last line the rate and time left."""
-    clock = iter(float(t) for t in range(1000))
-    monkeypatch.setattr(display, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+@pytest.fixture
+def now(monkeypatch) -> list[float]:
+    """The display's clock, which a test sets."""
+    now = [0.0]
+    monkeypatch.setattr(display, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def test_each_seed_shows_its_values(now):
+    """A seed's line has its step, loss and exact match; the last line the rate and time left.
+
+    40 steps in 5 seconds, counted from the first report of each; 140 are left.
+    """
     shown, states = running(2)
     for step in (10, 20, 30):
         for one in states:
             say(shown, one, step)
+            now[0] += 1
+    now[0] -= 1
     lines = drawn(shown)
     assert "30/100" in lines[0]
     assert "loss 0.5  exact match 0.25" in lines[0]
-    assert "0/2 runs ended · 10 model-steps/s · about 14 s left" in lines[-1]
+    assert "0/2 runs ended · 8 model-steps/s · about 18 s left" in lines[-1]
+
+
+def test_the_rate_survives_a_silence(now):
+    """Seeds report together, then nothing for long: no rate from two reports of one moment."""
+    shown, states = running(2)
+    for second in range(200):
+        now[0] = float(second)
+        if second <= 60:
+            for one in states:
+                say(shown, one, second)
+                now[0] += 1e-6
+        shown.tick()
+        assert shown.rate <= 2.1
+
+
+def test_a_run_that_has_told_nothing_is_starting(now):
+    """Not "step 0/0", in the table and in lines."""
+    shown, _ = running(1)
+    assert "starting" in drawn(shown)[0]
+    console = Output(file=io.StringIO())
+    with Display(1, console) as piped:
+        piped.started([state(1)])
+        now[0] = 100.0
+        piped.tick()
+    assert "a seed 1: starting\n" in console.file.getvalue()
 
 
 def test_many_runs_fit_the_terminal():
@@ -95,20 +132,16 @@ def test_ended_runs_leave_the_table():
     assert "1/2 runs ended" in drawn(shown)[-1]
 
 
-def test_resumed_run_does_not_count_what_was_computed_before(monkeypatch):
+def test_resumed_run_does_not_count_what_was_computed_before(now):
     """The steps before a checkpoint are no speed of this execution."""
-    clock = iter(float(t) for t in range(1000))
-    monkeypatch.setattr(display, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
     shown, states = running(1)
-    for step in (5000, 5001, 5002):
+    for now[0], step in enumerate((5000, 5001, 5002)):
         say(shown, states[0], step)
     assert shown.rate == 1.0
 
 
-def test_without_a_terminal_a_line_now_and_then(monkeypatch):
+def test_without_a_terminal_a_line_now_and_then(now):
     """Piped output has plain lines every half minute, no control characters."""
-    now = [0.0]
-    monkeypatch.setattr(display, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
     console = Output(file=io.StringIO())
     with Display(1, console) as shown:
         one = state(1)

@@ -86,7 +86,7 @@ class Display:
         # The first message of a resumed run tells where it stands, not what was computed.
         if row.total:
             self._steps += max(0, message.step - row.step)
-            self._points.append((time.monotonic(), self._steps))
+        self._points.append((time.monotonic(), self._steps))
         row.step, row.total, row.shown = message.step, message.total, message.shown
 
     def finished(self, state: RunState) -> None:
@@ -101,7 +101,7 @@ class Display:
     def tick(self) -> None:
         """Called several times a second; prints a line now and then when there is no terminal."""
         now = time.monotonic()
-        while len(self._points) > 2 and now - self._points[0][0] > WINDOW_S:
+        while len(self._points) > 1 and now - self._points[1][0] > WINDOW_S:
             self._points.popleft()
         if self._live is not None:
             if now - self._drawn > REFRESH_S:
@@ -109,7 +109,7 @@ class Display:
                 self._live.refresh()
         elif now - self._said > LINE_EVERY_S and self.rows:
             for row in self._running():
-                self.console.print(f"  {row.name}: step {row.step}/{row.total} {_values(row)}")
+                self.console.print(f"  {row.name}: {_place(row)} {_values(row)}".rstrip())
             self._say(self._footer())
 
     @property
@@ -117,7 +117,9 @@ class Display:
         """Model-steps a second over the last seconds, all runs together."""
         if len(self._points) < 2:
             return 0.0
-        (t0, s0), (t1, s1) = self._points[0], self._points[-1]
+        # Up to now: the seeds of a cohort report together, and two such points are no time apart.
+        (t0, s0), (_, s1) = self._points[0], self._points[-1]
+        t1 = time.monotonic()
         return (s1 - s0) / (t1 - t0) if t1 > t0 else 0.0
 
     def _running(self) -> list[_Row]:
@@ -148,8 +150,7 @@ class Display:
         room = max(1, self.console.height - RESERVED_LINES)
         for row in running[:room]:
             bar = ProgressBar(total=row.total or 1, completed=row.step, width=16)
-            state = f"{row.step:,}/{row.total:,}" if row.total else "starting"
-            table.add_row(row.name, bar, state, _values(row))
+            table.add_row(row.name, bar, _place(row), _values(row))
         whole = Table.grid()
         whole.add_column(no_wrap=True, overflow="ellipsis")
         whole.add_row(table)
@@ -161,6 +162,10 @@ class Display:
     def _say(self, text: str) -> None:
         self._said = time.monotonic()
         self.console.print(text)
+
+
+def _place(row: _Row) -> str:
+    return f"step {row.step:,}/{row.total:,}" if row.total else "starting"
 
 
 def _values(row: _Row) -> str:
