@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from assay.core.errors import ConfigError
-from assay.engines.credit.net import Activation, Net, Shape
+from assay.engines.credit.activations import Activation
+from assay.engines.credit.net import Net, Shape
 
 MODULES: dict[type[nn.Module], Activation] = {
     nn.Tanh: "tanh",

@@ -8,7 +8,6 @@ have a leading axis of runs; runs share nothing. The costate a_l of a sample is 
 # Suffixes in this package: S = runs, L = blocks, B = samples, I = inputs, D = width, C = classes,
 # R = rows (any number of samples).
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from assay.core.errors import ConfigError
+from assay.engines.credit.activations import ACTIVATIONS, Activation, slope
 
 BlockKind = Literal["tanh", "gelu", "plain", "linear"]
 """What block l does to h:
@@ -25,16 +25,8 @@ BlockKind = Literal["tanh", "gelu", "plain", "linear"]
 "gelu": h + V gelu(W LN(h));
 "plain": phi(W h + b), with the activation of a converted MLP;
 "linear": W h, fixed (the toy dynamics)."""
-Activation = Literal["tanh", "relu", "gelu", "silu", "identity"]
 Loss = Literal["cross-entropy", "quadratic"]
 
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "tanh": torch.tanh,
-    "relu": torch.relu,
-    "gelu": functional.gelu,
-    "silu": functional.silu,
-    "identity": lambda z: z,
-}
 MATRICES = ("blocks.weight", "blocks.out")
 """A block's matrices, in the order in which it multiplies by them."""
 Matmul = Callable[[Tensor, Tensor], Tensor]
@@ -131,10 +123,14 @@ class Net:
         return replace(self, parameters={**self.parameters, **changed})
 
     def encode(self, x_SBI: Tensor) -> Tensor:
-        """h_0 of inputs, [S, B, D].
+        """h_0 of inputs, [S, B, D]; raises as `affine`."""
+        return self.entered(self.affine(x_SBI))
+
+    def affine(self, x_SBI: Tensor) -> Tensor:
+        """What the encoder makes of inputs before its activation: linear in its parameters.
 
         Raises:
-            ConfigError: They are of another size than the encoder's.
+            ConfigError: The inputs are of another size than the encoder's.
         """
         if x_SBI.shape[-1] != self.shape.inputs:
             raise ConfigError(
@@ -147,8 +143,11 @@ class Net:
         weight = self.parameters["encoder.weight"]
         if self.shape.block != "plain":
             return torch.bmm(x_SBI, weight)
-        z = torch.baddbmm(self.parameters["encoder.bias"].unsqueeze(1), x_SBI, weight)
-        return ACTIVATIONS[self.shape.activation](z)
+        return torch.baddbmm(self.parameters["encoder.bias"].unsqueeze(1), x_SBI, weight)
+
+    def entered(self, z_SBD: Tensor) -> Tensor:
+        """h_0 of what `affine` gives."""
+        return ACTIVATIONS[self.shape.activation](z_SBD) if self.shape.block == "plain" else z_SBD
 
     def block(self, index: int, h_SRD: Tensor) -> Tensor:
         """h_{index + 1} of states h_index."""
@@ -327,31 +326,6 @@ def block_gradient(
         back = torch.lerp(out_SRD, through, alpha_S.view(-1, 1, 1), out=through)
     torch.bmm(rows.mT, back, out=into["blocks.weight"])
     torch.sum(back, -2, out=into["blocks.bias"])
-
-
-def slope(activation: Activation, z: Tensor) -> Tensor:
-    """Derivative of an activation."""
-    if activation == "relu":
-        return (z > 0).to(z.dtype)
-    if activation == "tanh":
-        return 1 - torch.tanh(z).square()
-    if activation == "gelu":
-        return gelu_slope(z)
-    if activation == "silu":
-        return silu_slope(z)
-    return torch.ones_like(z)
-
-
-def gelu_slope(z: Tensor) -> Tensor:
-    """Derivative of z Phi(z), Phi the normal distribution."""
-    density = torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
-    return torch.special.ndtr(z) + z * density
-
-
-def silu_slope(z: Tensor) -> Tensor:
-    """Derivative of z sigmoid(z)."""
-    s = torch.sigmoid(z)
-    return s * (1 + z * (1 - s))
 
 
 def norm(h: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from assay.engines.credit.net import Net, Trajectory, block_gradient, slope
+from assay.engines.credit.activations import slope
+from assay.engines.credit.net import Net, Trajectory, block_gradient
 from assay.engines.credit.optim import length
 
 Surrogate = Literal["inner", "target-shift", "cosine"]
