@@ -37,10 +37,10 @@ def test_a_study_is_valid_at_every_scale(path, scale):
         check_cohort(configs, [Context()], study.task.stackable)
 
 
-def test_every_study_has_a_smoke_and_a_full_scale():
-    """And comparisons are judged on three seeds at least, but for the smoke runs."""
+def test_every_study_has_a_smoke_a_ci_and_a_full_scale():
+    """And comparisons are judged on three seeds at least, but for the smoke and ci runs."""
     for path in STUDIES:
-        assert {"smoke", "full"} <= set(load_scales(path))
+        assert {"smoke", "ci", "full"} <= set(load_scales(path))
         for scale in (None, "full"):
             assert len(load_study(path, scale).seeds) >= 1
             assert len({tuple(p.seeds.items()) for p in expand(load_study(path, scale))}) >= 3
