@@ -1,4 +1,5 @@
 import math
+import struct
 
 import numpy as np
 import pytest
@@ -7,6 +8,8 @@ from hypothesis import strategies as st
 from lab import LOSS, SCORE, STUDY, Project, add_run, edit
 
 from assay.core.figures import (
+    LOOKS,
+    MOST_INSIDE,
     band,
     draw_figures,
     figure_digest,
@@ -131,3 +134,19 @@ def test_one_panel_a_cell(project):
     add_run(project.runs, project.plan("b")[3], summary={SCORE: 1.0}, series={LOSS: [2.0, 1.0]})
     (path,) = draw(project)
     assert path.stat().st_size > 1000
+
+
+def test_arms_do_not_look_alike_and_many_are_named_beside_the_panel(project):
+    """Beyond eight arms the line changes; beyond six the picture is wider, for the names."""
+    assert len(set(LOOKS)) == len(LOOKS) >= 32
+    head, _, _ = STUDY.partition("[claims")[0].partition("[arms")
+    widths = []
+    for count in (MOST_INSIDE, MOST_INSIDE + 1):
+        names = ["a", "b", "c", "d", "e", "f", "g"][:count]
+        arms = "".join(f'[arms.{n}]\nmethod = "{n}"\n' for n in names)
+        project.write(head + arms)
+        for name in names:
+            project.add(name, 1, 0.5, series={LOSS: [2.0, 1.0]})
+        (path,) = draw(project)
+        widths.append(struct.unpack(">II", path.read_bytes()[16:24])[0])
+    assert widths[1] > widths[0]

@@ -24,6 +24,11 @@ from assay.core.study import Study
 
 COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB", "#000000")
 """Paul Tol's bright scheme: told apart by colour-blind readers."""
+LINES = ("-", "--", ":", "-.")
+"""Of the mean: the next one where an arm's colour is taken."""
+LOOKS = tuple(itertools.product(LINES, COLOURS))
+MOST_INSIDE = 6
+"""Arms that a legend inside the one panel may name: more would hide curves."""
 MAX_PANELS = 16
 MAX_POINTS = 512
 LARGEST = 1e30
@@ -71,20 +76,24 @@ def _draw(study: Study, selection: Selection, index: Index, metric: str) -> byte
     panels = every[:MAX_PANELS]
     columns = min(4, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(1.5 + 5.0 * columns, 0.9 + 3.1 * rows), layout="constrained")
+    found = _curves(study, selection, index, metric)
+    named = len({arm for arm, _ in found})
+    beside = len(panels) > 1 or named > MOST_INSIDE
+    width = 1.5 + 5.0 * columns + (2.0 if beside and columns == 1 else 0.0)
+    height = max(0.9 + 3.1 * rows, 0.9 + 0.2 * named if beside else 0.0)
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    found = _curves(study, selection, index, metric)
     for axis, cell in zip(axes.flat, panels, strict=False):
-        for colour, arm in zip(itertools.cycle(COLOURS), study.arms, strict=False):
-            _draw_arm(axis, found.get((arm, cell_label(cell)), []), arm, colour)
+        for look, arm in zip(itertools.cycle(LOOKS), study.arms, strict=False):
+            _draw_arm(axis, found.get((arm, cell_label(cell)), []), arm, look)
         _style(axis, study.metrics.get(metric), metric, cell)
-        if len(panels) == 1 and axis.get_legend_handles_labels()[0]:
-            axis.legend(frameon=False, fontsize=8)
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
-    if len(panels) > 1:
+    if beside:
         _legend(figure, axes.flat)
+    elif named:
+        axes[0, 0].legend(frameon=False, fontsize=8)
     less = f"; {len(panels)} of {len(every)} cells" if len(every) > len(panels) else ""
     title = f"{study.id}: {metric} (every seed thin; mean and 95 % band thick{less})"
     figure.suptitle(title, fontsize=10)
@@ -94,7 +103,7 @@ def _draw(study: Study, selection: Selection, index: Index, metric: str) -> byte
 
 
 def _legend(figure: Figure, axes: Iterable[Axes]) -> None:
-    """One for all panels, beside them: inside a small panel it would hide curves."""
+    """One for all panels, beside them: inside, it would hide curves."""
     handles: dict[str, Any] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -118,13 +127,14 @@ def _curves(
     return found
 
 
-def _draw_arm(axis: Axes, curves: Sequence[Curve], arm: str, colour: str) -> None:
+def _draw_arm(axis: Axes, curves: Sequence[Curve], arm: str, look: tuple[str, str]) -> None:
+    line, colour = look
     for steps, values in curves:
         axis.plot(steps, values, color=colour, linewidth=0.6, alpha=0.45)
     if not curves:
         return
     steps, mean, low, high = band(curves)
-    axis.plot(steps, mean, color=colour, linewidth=2.2, label=f"{arm} [n={len(curves)}]")
+    axis.plot(steps, mean, line, color=colour, linewidth=2.2, label=f"{arm} [n={len(curves)}]")
     axis.fill_between(steps, low, high, color=colour, alpha=0.16, linewidth=0)
 
 
