@@ -108,7 +108,9 @@ def _legend(figure: Figure, axes: Iterable[Axes]) -> None:
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    figure.legend(list(handles.values()), list(handles), loc="outside right upper", frameon=False)
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside right center", frameon=False, fontsize=9
+    )
 
 
 def _curves(
