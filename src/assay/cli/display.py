@@ -118,9 +118,9 @@ class Display:
         if len(self._points) < 2:
             return 0.0
         # Up to now: the seeds of a cohort report together, and two such points are no time apart.
-        (t0, s0), (_, s1) = self._points[0], self._points[-1]
-        t1 = time.monotonic()
-        return (s1 - s0) / (t1 - t0) if t1 > t0 else 0.0
+        since, steps = self._points[0]
+        elapsed = time.monotonic() - since
+        return (self._steps - steps) / elapsed if elapsed > 0 else 0.0
 
     def _running(self) -> list[_Row]:
         return [row for row in self.rows.values() if not row.done]

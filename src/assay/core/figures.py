@@ -27,6 +27,7 @@ COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#B
 LINES = ("-", "--", ":", "-.")
 """Of the mean: the next one where an arm's colour is taken."""
 LOOKS = tuple(itertools.product(LINES, COLOURS))
+"""Line and colour of the arms, one after another."""
 MOST_INSIDE = 6
 """Arms that a legend inside the one panel may name: more would hide curves."""
 MAX_PANELS = 16
