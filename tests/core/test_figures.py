@@ -15,6 +15,7 @@ from assay.core.figures import (
     figure_digest,
     figure_metrics,
     figure_path,
+    is_logarithmic,
 )
 from assay.core.statistics import mean_interval
 
@@ -124,6 +125,20 @@ def test_odd_values_can_be_drawn(project, values):
     project.add("a", 1, 0.5, series={LOSS: values})
     project.add("b", 1, 0.5, series={LOSS: [2.0, 1.0]})
     assert len(draw(project)) == 1
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "logarithmic"),
+    [
+        ("val/loss_nats", [6.5, 6.3], False),
+        ("val/loss_nats", [6.5, 0.2, math.nan, math.inf], True),
+        ("val/loss_nats", [6.5, 0.0], False),
+        ("val/loss_nats", [math.nan], False),
+        ("val/accuracy", [0.9, 0.01], False),
+    ],
+)
+def test_a_loss_has_a_logarithmic_axis_where_it_spans_sizes(metric, values, logarithmic):
+    assert is_logarithmic(metric, values) is logarithmic
 
 
 def test_one_panel_a_cell(project):

@@ -33,6 +33,8 @@ MOST_INSIDE = 6
 MAX_PANELS = 16
 MAX_POINTS = 512
 LARGEST = 1e30
+LEAST_RATIO = 3.0
+"""Of a loss's largest to its smallest value where the axis is logarithmic: within less, it would have no round numbers."""
 DIGEST_LENGTH = 12
 Curve = tuple[NDArray[np.int64], NDArray[np.float64]]
 
@@ -192,18 +194,23 @@ def _style(axis: Axes, known: Metric | None, metric: str, cell: Mapping[str, obj
     if cell:
         axis.set_title(cell_label(cell), fontsize=9)
     shown = [y for line in axis.get_lines() for y in np.asarray(line.get_ydata()).tolist()]
-    positive = [y for y in shown if math.isfinite(y) and y > 0]
     if known is not None and known.low == 0 and known.high == 1:
         axis.set_ylim(-0.02, 1.02)
-    elif (
-        "loss" in metric
-        and len(positive) == sum(map(math.isfinite, shown))
-        and positive
-        and (min(positive) > 1 / LARGEST)
-    ):
+    elif is_logarithmic(metric, shown):
         axis.set_yscale("log")
         # The band may reach below zero; the axis is for the seeds.
-        axis.set_ylim(bottom=0.8 * min(positive))
+        axis.set_ylim(bottom=0.8 * min(filter(math.isfinite, shown)))
     axis.grid(visible=True, alpha=0.25, linewidth=0.5)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
+
+
+def is_logarithmic(metric: str, values: Iterable[float]) -> bool:
+    """Whether the axis is: of a loss, where all values are positive and not all of one size."""
+    finite = [y for y in values if math.isfinite(y)]
+    return (
+        "loss" in metric
+        and bool(finite)
+        and min(finite) > 1 / LARGEST
+        and max(finite) > LEAST_RATIO * min(finite)
+    )

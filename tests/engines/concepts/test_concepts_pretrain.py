@@ -12,10 +12,12 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from assay.core.errors import ConfigError, DataError
 from assay.engines.concepts.config import AMONG_SLOTS, PretrainConfig
 from assay.engines.concepts.engine import ENGINE, check
+from assay.engines.concepts.held import by_frequency
 from assay.engines.concepts.prepare import prepare
 from assay.engines.concepts.pretrain import check_shared, train
 from assay.engines.concepts.reanalysis import RANKS, SHAPES, STORED, ranks, shapes
 from assay.engines.concepts.regularisers import OVER_TEXTS, REGULARISERS
+from assay.engines.concepts.tokens import Blocks
 
 TASK = ENGINE.tasks["pretrain"]
 TINY = {
@@ -96,6 +98,14 @@ def test_it_learns(folder):
     (run,) = trained(folder, **settings)
     labels = np.concatenate(data.test.ids)
     assert run.final["test/loss_nats"] < 0.75 * often[labels[labels > 3]].mean()
+    assert run.final["test/loss_nats"] < 0.75 * run.final["test/unigram_nats"]
+
+
+def test_guessing_by_frequency_is_what_reading_nothing_reaches():
+    train = Blocks([np.array([2, 2, 1]), np.array([2])])
+    nats, right = by_frequency(train, torch.tensor([2, 1, 0, 2]), 4)
+    assert nats == pytest.approx(-np.log([4 / 8, 2 / 8, 1 / 8, 4 / 8]).mean())
+    assert right == 0.5
 
 
 def test_a_seed_alone_is_the_seed_in_a_cohort(folder):

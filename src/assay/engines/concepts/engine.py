@@ -49,7 +49,9 @@ TRAINING = {
     "speed/seconds_per_step": Metric(
         says="Wall time of a step of this attempt, measurements included.", goal="min", low=0.0
     ),
-    "weight/task": Metric(says="What the task's loss is multiplied by.", low=0.0),
+    "weight/task": Metric(
+        says="What the task's loss is multiplied by, where that is learned.", low=0.0
+    ),
 } | {
     name: metric
     for loss in _LOSSES
@@ -59,6 +61,19 @@ TRAINING = {
     )
 }
 
+
+GUESSED = {
+    "test/unigram_nats": Metric(
+        says="What test/loss_nats is when every token is guessed by how often it stands in the texts trained on, "
+        "without reading: a model above it has learned less than that.",
+        low=0.0,
+    ),
+    "test/majority_accuracy": Metric(
+        says="What test/accuracy is when the most frequent token is always guessed.",
+        low=0.0,
+        high=1.0,
+    ),
+}
 
 COST = {
     "cost/seconds": Metric(
@@ -133,6 +148,7 @@ ENGINE = Engine(
             | PROBES
             | _held("val")
             | _held("test")
+            | GUESSED
             | under("val")
             | under("test"),
             run=_train,

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -42,6 +43,14 @@ class Held:
             names = CHIEF if split == "val" else tuple(concepts)
             found |= {f"{split}/{name}": concepts[name] for name in names if name in concepts}
         return found
+
+    def guessed(self, split: str) -> dict[str, float]:
+        """What guessing by the frequencies of the texts trained on reaches, without reading: see `by_frequency`."""
+        labels = torch.cat([batch["labels"].flatten() for batch in self.batches[split]])
+        nats, right = by_frequency(
+            self.data.train, labels[labels != IGNORED], len(self.data.tokenizer)
+        )
+        return {f"{split}/unigram_nats": nats, f"{split}/majority_accuracy": right}
 
     def probe(self, model: Any, *, prefix: bool) -> dict[str, float]:
         """What the encoder knows of the order of words, and under diffusion gradients by the time."""
@@ -96,6 +105,24 @@ def asked_for(logits: Tensor, labels_BN: Tensor) -> tuple[Tensor, Tensor]:
     """Logits and labels of the tokens that have one; models may give the logits of others too."""
     where = labels_BN != IGNORED
     return (logits if logits.dim() == 2 else logits[where]), labels_BN[where]
+
+
+def by_frequency(train: Blocks, wanted: Tensor, vocabulary: int) -> tuple[float, float]:
+    """Answers that no text is read for.
+
+    Args:
+        train: Texts whose tokens are counted, each once more (Laplace), so that none is impossible.
+        wanted: Ids that are asked for, [T].
+        vocabulary: How many ids there are.
+
+    Returns:
+        Mean -ln of the share of the wanted tokens, in nats, and how often the most frequent token is right.
+    """
+    counts = np.ones(vocabulary)
+    for ids in train.ids:
+        counts += np.bincount(ids, minlength=vocabulary)
+    nats = -np.log(counts / counts.sum())[wanted.numpy()].mean()
+    return float(nats), float((wanted == int(counts.argmax())).double().mean())
 
 
 def _batches(blocks: Blocks, corrupt: Collator, batch: int) -> list[Batch]:

@@ -132,7 +132,7 @@ class Recorder(TrainerCallback):
         if at_evaluation:
             last |= self.held.measure(self.trainer.model, "val")
         weights = getattr(self.trainer.model, "loss_weights", None)
-        if at_evaluation and weights is not None and weights.names:
+        if at_evaluation and weights is not None and weights.raw is not None:
             last |= {f"weight/{name}": value for name, value in weights.weights().items()}
         self.context.log(last, step=step - 1)
         if time.monotonic() - self.shown > SHOW_EVERY_S:
@@ -319,7 +319,8 @@ def _finish(
     """Measure and judge the model, and store it with its tokenizer."""
     model: Any = trainer.model
     held = recorder.held
-    found = held.measure(model, "test") | held.probe(model, prefix=config.objective == "prefix")
+    found = held.measure(model, "test") | held.guessed("test")
+    found |= held.probe(model, prefix=config.objective == "prefix")
     found |= {
         "train/grad_norm_max": recorder.notes["longest"],
         "train/grad_norm_max_late": recorder.notes["longest_late"],
