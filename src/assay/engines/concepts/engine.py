@@ -29,6 +29,7 @@ def _held(split: str) -> dict[str, Metric]:
             goal="max",
             low=0.0,
             high=1.0,
+            chance="test/majority_accuracy" if split == "test" else None,
         ),
     }
 
