@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from lab import LOSS, SCORE, STUDY, Project, add_run, edit
 
 from assay.core.figures import (
-    LOOKS,
     MOST_INSIDE,
+    RESULTS,
     band,
     draw_figures,
     figure_digest,
@@ -17,6 +17,8 @@ from assay.core.figures import (
     figure_path,
     is_logarithmic,
 )
+from assay.core.looks import LOOKS
+from assay.core.result_figure import result_metrics
 from assay.core.statistics import mean_interval
 
 
@@ -97,6 +99,51 @@ def test_metrics_with_direction_and_curve(project):
         assert figure_metrics(project.study, project.select(), index) == [LOSS]
 
 
+def test_curves_that_never_change_are_not_drawn(project):
+    """A net that is not trained has the same loss at every step; one run that changes is enough."""
+    project.add("a", 1, 0.5, series={LOSS: [2.0, 2.0]})
+    project.add("a", 2, 0.5, series={LOSS: [3.0, 3.0]})
+    with project.index() as index:
+        assert figure_metrics(project.study, project.select(), index) == []
+    project.add("a", 3, 0.5, series={LOSS: [3.0, 2.0]})
+    with project.index() as index:
+        assert figure_metrics(project.study, project.select(), index) == [LOSS]
+
+
+def test_results_are_drawn_where_arms_or_cells_differ(project):
+    """A value that all arms have alike is no result; what is no number is left out."""
+    for seed in (1, 2):
+        project.add("a", seed, seed / 10)
+        project.add("b", seed, seed / 10)
+    project.add("a", 3, math.nan)
+    assert result_metrics(project.study, project.select()) == []
+    assert draw(project) == {}
+    project.add("b", 3, 0.9)
+    assert result_metrics(project.study, project.select()) == [SCORE]
+    (path,) = draw(project)
+    assert path == figure_path(project.settings.figures_dir, project.study, RESULTS)
+    first = path.read_bytes()
+    assert first.startswith(b"\x89PNG")
+    draw(project)
+    assert path.read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("grid", "columns"),
+    [("alpha = [0.1, 0.2]", 1), ("alpha = [0.1, 0.2]\nwidth = [1, 2, 3]", 2)],
+)
+def test_results_along_a_grid(project, grid, columns):
+    """A column a cell of all axes but the longest; seeds that are missing, or no number, leave gaps."""
+    text = STUDY.partition("[claims")[0].replace("width = 8\n", "")
+    project.write(edit(text, ("[config]", f"[grid]\n{grid}\n[config]")))
+    for number, planned in enumerate([*project.plan("a"), *project.plan("b")[::2]]):
+        value = (math.nan, math.inf, 1e300)[number] if number < 3 else 10.0 ** (number % 7)
+        add_run(project.runs, planned, summary={SCORE: value})
+    (path,) = draw(project)
+    width, _ = struct.unpack(">II", path.read_bytes()[16:24])
+    assert width == pytest.approx(130 * (3.0 + 3.4 * columns), abs=2)
+
+
 def test_invalid_runs_are_not_drawn(project):
     """A run that does not count has no curve in a figure."""
     project.add("a", 1, 0.5, series={LOSS: [2.0, 1.0]})
@@ -124,7 +171,7 @@ def test_odd_values_can_be_drawn(project, values):
     """NaN, zero, negative, infinite and enormous values draw without a warning."""
     project.add("a", 1, 0.5, series={LOSS: values})
     project.add("b", 1, 0.5, series={LOSS: [2.0, 1.0]})
-    assert len(draw(project)) == 1
+    assert figure_path(project.settings.figures_dir, project.study, LOSS) in draw(project)
 
 
 @pytest.mark.parametrize(

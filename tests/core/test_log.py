@@ -54,7 +54,8 @@ def test_log_tells_what_a_reader_needs(project):
         "Arm **a** (baseline): `method = a`", "Seeds: init = 1 2 3, data = the seed of init",
         "Budget: steps = 100", "`width = 8`", "may differ in: method", "Nothing else differs.",
         "Cost of the runs that count: 12 process seconds, steps 600", "a cpu, 2 cores, 8 GiB",
-        "numpy 2.0.0", "assay run studies/s.toml", "![s: figures/s/train-loss_nats.png](figures/s/train-loss_nats.png)",
+        "numpy 2.0.0", "assay run studies/s.toml", "![s: figures/s/results.png](figures/s/results.png)",
+        "![s: figures/s/train-loss_nats.png](figures/s/train-loss_nats.png)",
     ):  # fmt: skip
         assert part in text, part
 
@@ -209,7 +210,7 @@ def test_log_shows_the_figures_that_it_draws(project):
     named = write(project, old=drawn.text)
     assert named.text == drawn.text
     assert named.figures == drawn.figures
-    assert [f.name for f in drawn.figures] == ["train-loss_nats.png"]
+    assert [f.name for f in drawn.figures] == ["results.png", "train-loss_nats.png"]
     assert all(f.is_file() for f in drawn.figures)
     assert "(figures/s/train-loss_nats.png)" in drawn.text
 
@@ -256,7 +257,7 @@ def test_values_in_the_log_are_those_of_the_runs(project):
 def test_a_changed_or_missing_figure_is_told(project):
     """The log lists the digest of each figure; a file that differs or is gone is named."""
     log = write(project, draw=draw_figures)
-    (figure,) = log.figures
+    _, figure = log.figures
     assert check_figures(log.text, project.root) == []
     figure.write_bytes(figure.read_bytes() + b"x")
     (problem,) = check_figures(log.text, project.root)

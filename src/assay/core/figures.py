@@ -1,17 +1,13 @@
-"""Figures of a study: one a metric, every seed thin, mean and its 95 % band thick."""
+"""Figures of a study: its results, and one a metric over steps, every seed thin, mean and its 95 % band thick."""
 
 import hashlib
-import io
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import special
 
@@ -19,20 +15,17 @@ from assay.core.engine import Metric
 from assay.core.evidence import Selection
 from assay.core.files import write_atomic
 from assay.core.index import Index
+from assay.core.looks import LARGEST, LOOKS, legend_beside, new_figure, plain, png, spans
 from assay.core.plan import cell_label, cells
+from assay.core.result_figure import draw_results, result_metrics
 from assay.core.study import Study
 
-COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB", "#000000")
-"""Paul Tol's bright scheme: told apart by colour-blind readers."""
-LINES = ("-", "--", ":", "-.")
-"""Of the mean: the next one where an arm's colour is taken."""
-LOOKS = tuple(itertools.product(LINES, COLOURS))
-"""Line and colour of the arms, one after another."""
+RESULTS = "results"
+"""Name of the figure of final values."""
 MOST_INSIDE = 6
 """Arms that a legend inside the one panel may name: more would hide curves."""
 MAX_PANELS = 16
 MAX_POINTS = 512
-LARGEST = 1e30
 LEAST_RATIO = 3.0
 """Of a loss's largest to its smallest value where the axis is logarithmic: within less, it would have no round numbers."""
 DIGEST_LENGTH = 12
@@ -40,12 +33,16 @@ Curve = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 
 def figure_metrics(study: Study, selection: Selection, index: Index) -> list[str]:
-    """Metrics that have a direction, and a curve in a run that counts."""
+    """Metrics that have a direction, and a curve that is not the same at every step in a run that counts."""
     counting = {run.id for run in selection.counting.values()}
     return [
         name
         for name, metric in study.metrics.items()
-        if metric.goal != "none" and not counting.isdisjoint(index.curves(study.id, name))
+        if metric.goal != "none"
+        and any(
+            run in counting and not (values == values[0]).all()
+            for run, (_, values) in index.curves(study.id, name).items()
+        )
     ]
 
 
@@ -54,16 +51,26 @@ def figure_path(folder: Path, study: Study, metric: str) -> Path:
     return folder / study.id / f"{metric.replace('/', '-')}.png"
 
 
+def figure_paths(study: Study, selection: Selection, index: Index, folder: Path) -> list[Path]:
+    """Every file that `draw_figures` writes, in its order."""
+    results = [RESULTS] if result_metrics(study, selection) else []
+    names = [*results, *figure_metrics(study, selection, index)]
+    return [figure_path(folder, study, name) for name in names]
+
+
 def draw_figures(study: Study, selection: Selection, index: Index, folder: Path) -> dict[Path, str]:
-    """Draw a figure for each metric of `figure_metrics`; returns the files with their digests.
+    """Draw the results, and a figure for each metric of `figure_metrics`; returns the files with their digests.
 
     The same index gives the same bytes, on one version of matplotlib.
     """
-    digests = {}
+    results = draw_results(study, selection)
+    drawn = {} if results is None else {RESULTS: results}
     for name in figure_metrics(study, selection, index):
+        drawn[name] = _draw(study, selection, index, name)
+    digests = {}
+    for name, content in drawn.items():
         path = figure_path(folder, study, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = _draw(study, selection, index, name)
         write_atomic(path, content)
         digests[path] = figure_digest(content)
     return digests
@@ -84,8 +91,7 @@ def _draw(study: Study, selection: Selection, index: Index, metric: str) -> byte
     beside = len(panels) > 1 or named > MOST_INSIDE
     width = 1.5 + 5.0 * columns + (2.0 if beside and columns == 1 else 0.0)
     height = max(0.9 + 3.1 * rows, 0.9 + 0.2 * named if beside else 0.0)
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, height)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for axis, cell in zip(axes.flat, panels, strict=False):
         for look, arm in zip(itertools.cycle(LOOKS), study.arms, strict=False):
@@ -94,26 +100,12 @@ def _draw(study: Study, selection: Selection, index: Index, metric: str) -> byte
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     if beside:
-        _legend(figure, axes.flat)
+        legend_beside(figure, axes.flat)
     elif named:
         axes[0, 0].legend(frameon=False, fontsize=8)
     less = f"; {len(panels)} of {len(every)} cells" if len(every) > len(panels) else ""
     title = f"{study.id}: {metric} (every seed thin; mean and 95 % band thick{less})"
-    figure.suptitle(title, fontsize=10)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _legend(figure: Figure, axes: Iterable[Axes]) -> None:
-    """One for all panels, beside them: inside, it would hide curves."""
-    handles: dict[str, Any] = {}
-    for axis in axes:
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    figure.legend(
-        list(handles.values()), list(handles), loc="outside right center", frameon=False, fontsize=9
-    )
+    return png(figure, title)
 
 
 def _curves(
@@ -200,17 +192,9 @@ def _style(axis: Axes, known: Metric | None, metric: str, cell: Mapping[str, obj
         axis.set_yscale("log")
         # The band may reach below zero; the axis is for the seeds.
         axis.set_ylim(bottom=0.8 * min(filter(math.isfinite, shown)))
-    axis.grid(visible=True, alpha=0.25, linewidth=0.5)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
+    plain(axis)
 
 
 def is_logarithmic(metric: str, values: Iterable[float]) -> bool:
     """Whether the axis is: of a loss, where all values are positive and not all of one size."""
-    finite = [y for y in values if math.isfinite(y)]
-    return (
-        "loss" in metric
-        and bool(finite)
-        and min(finite) > 1 / LARGEST
-        and max(finite) > LEAST_RATIO * min(finite)
-    )
+    return "loss" in metric and spans(values, LEAST_RATIO)

@@ -22,7 +22,7 @@ from assay.core.bound import (
 )
 from assay.core.errors import StudyError
 from assay.core.evidence import Selection, StudyEvidence, select
-from assay.core.figures import DIGEST_LENGTH, figure_digest, figure_metrics, figure_path
+from assay.core.figures import DIGEST_LENGTH, figure_digest, figure_paths
 from assay.core.files import write_atomic
 from assay.core.index import Index
 from assay.core.ledger import Event
@@ -170,7 +170,7 @@ def _recorded(
 ) -> dict[Path, str]:
     """The files that `draw_figures` would write, with the digests that the log has."""
     known = {match["path"]: match["digest"] for match in FIGURE.finditer(old)}
-    paths = [figure_path(folder, study, name) for name in figure_metrics(study, selection, index)]
+    paths = figure_paths(study, selection, index, folder)
     return {path: known.get(path.relative_to(root).as_posix(), "not drawn") for path in paths}
 
 

@@ -1,0 +1,154 @@
+"""The figure of a study's results: final values, every seed a dot, mean and 95 % interval of each arm."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from matplotlib.axes import Axes
+
+from assay.core.evidence import Selection
+from assay.core.looks import LARGEST, LOOKS, legend_beside, new_figure, plain, png, spans
+from assay.core.plan import cell_label, cells
+from assay.core.study import Study
+from assay.core.table import Cell, build_table, default_metrics
+
+MOST_METRICS = 9
+MOST_COLUMNS = 4
+COLUMNS = 3
+"""Of panels, where a study has no grid."""
+LEAST_RATIO = 100.0
+"""Of the largest to the smallest value where the axis is logarithmic."""
+Rows = Mapping[tuple[str, str, str], Cell]
+
+
+def result_metrics(study: Study, selection: Selection) -> list[str]:
+    """Of the metrics that the table shows, those whose values are not the same in every arm and cell."""
+    found = []
+    for metric in default_metrics(study, selection):
+        values: dict[tuple[str, str], set[float]] = {}
+        for run in selection.counting.values():
+            row = selection.values.get(run.id, {}).get(metric)
+            if row is not None and row.value is not None and abs(row.value) <= LARGEST:
+                values.setdefault((run.arm, run.cell_label), set()).add(row.value)
+        if len({frozenset(of_place) for of_place in values.values()}) > 1:
+            found.append(metric)
+    return found
+
+
+def draw_results(study: Study, selection: Selection) -> bytes | None:
+    """A panel a metric; where the study has a grid, its longest axis is the panels' own.
+
+    Returns:
+        A PNG file; None where there is nothing to draw.
+    """
+    metrics = result_metrics(study, selection)
+    if not metrics:
+        return None
+    less = f"; {MOST_METRICS} of {len(metrics)} metrics" if len(metrics) > MOST_METRICS else ""
+    metrics = metrics[:MOST_METRICS]
+    table = build_table(study, selection, metrics)
+    rows = {(row.arm, cell_label(row.cell), row.metric): row for row in table.rows}
+    title = f"{study.id}: final values (every seed a dot; mean and 95 % interval{less}"
+    drawn = _by_axis if study.grid else _by_arm
+    return drawn(study, metrics, rows, title)
+
+
+def _by_arm(study: Study, metrics: Sequence[str], rows: Rows, title: str) -> bytes:
+    """Arms below one another, values to the right."""
+    columns = min(COLUMNS, len(metrics))
+    lines = math.ceil(len(metrics) / columns)
+    arms = list(study.arms)
+    figure = new_figure(1.5 + 3.6 * columns, 0.6 + lines * (0.7 + 0.24 * len(arms)))
+    axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    for axis, metric in zip(axes.flat, metrics, strict=False):
+        for place, (arm, (_, colour)) in enumerate(zip(arms, itertools.cycle(LOOKS), strict=False)):
+            row = rows[arm, cell_label({}), metric]
+            _dots(axis, row, place, colour, along="y")
+        _scale(axis, [rows[arm, cell_label({}), metric] for arm in arms], along="y")
+        axis.set_xlabel(metric)
+        axis.set_yticks(range(len(arms)), arms)
+        axis.set_ylim(len(arms) - 0.5, -0.5)
+        plain(axis)
+    for axis in axes.flat[len(metrics) :]:
+        axis.set_visible(False)
+    return png(figure, f"{title})")
+
+
+def _by_axis(study: Study, metrics: Sequence[str], rows: Rows, title: str) -> bytes:
+    """The longest axis of the grid to the right, values upwards; a column a cell of the other axes."""
+    longest = max(study.grid, key=lambda name: len(study.grid[name]))
+    others = {name: values for name, values in study.grid.items() if name != longest}
+    every = list(cells(others))
+    columns = every[:MOST_COLUMNS]
+    figure = new_figure(3.0 + 3.4 * len(columns), 0.8 + 2.2 * len(metrics))
+    axes = figure.subplots(len(metrics), len(columns), squeeze=False, sharex=True, sharey="row")
+    for line, metric in enumerate(metrics):
+        shown: list[Cell] = []
+        for column, other in enumerate(columns):
+            along = [{**other, longest: value} for value in study.grid[longest]]
+            shown += _arms(axes[line, column], study, metric, rows, along)
+            axes[line, column].set_xticks(range(len(along)), map(str, study.grid[longest]))
+            if other and line == 0:
+                axes[line, column].set_title(cell_label(other), fontsize=9)
+            if line == len(metrics) - 1:
+                axes[line, column].set_xlabel(longest)
+            plain(axes[line, column])
+        axes[line, 0].set_ylabel(metric)
+        _scale(axes[line, 0], shown, along="x")
+    legend_beside(figure, axes.flat)
+    less = f"; {len(columns)} of {len(every)} columns" if len(every) > len(columns) else ""
+    return png(figure, f"{title}{less})")
+
+
+def _arms(
+    axis: Axes, study: Study, metric: str, rows: Rows, along: Sequence[Mapping[str, Any]]
+) -> list[Cell]:
+    """Each arm a line through its means, a little beside the one before."""
+    shown = []
+    # Cells are labelled in the grid's order, whatever the order in which the axes are taken here.
+    labels = [cell_label({name: cell[name] for name in study.grid}) for cell in along]
+    for number, (arm, (line, colour)) in enumerate(
+        zip(study.arms, itertools.cycle(LOOKS), strict=False)
+    ):
+        aside = 0.4 * ((number + 0.5) / len(study.arms) - 0.5)
+        found = [(place + aside, rows[arm, label, metric]) for place, label in enumerate(labels)]
+        means = [(place, row.mean) for place, row in found if row.mean is not None]
+        if not means:
+            continue
+        axis.plot(*zip(*means, strict=True), line, color=colour, linewidth=1.2, label=arm)
+        for place, row in found:
+            _dots(axis, row, place, colour, along="x")
+            shown.append(row)
+    return shown
+
+
+def _dots(axis: Axes, row: Cell, place: float, colour: str, *, along: Literal["x", "y"]) -> None:
+    """One arm's seeds, mean and interval at a place along an axis."""
+    seeds = [v for v in row.seeds.values() if abs(v) <= LARGEST]
+    points = [(place, value) for value in seeds]
+    bar = [(place, end) for end in (row.low, row.high) if end is not None]
+    mean = [] if row.mean is None else [(place, row.mean)]
+    for many, style in (
+        (points, {"marker": "o", "linestyle": "", "markersize": 3.0, "alpha": 0.45}),
+        (bar, {"linewidth": 1.4}),
+        (mean, {"marker": "|" if along == "y" else "_", "markersize": 9.0, "linestyle": ""}),
+    ):
+        if many:
+            places, values = zip(*many, strict=True)
+            both = (places, values) if along == "x" else (values, places)
+            axis.plot(*both, color=colour, **style)
+
+
+def _scale(axis: Axes, rows: Sequence[Cell], *, along: Literal["x", "y"]) -> None:
+    """Logarithmic where values span sizes; the axis is then for the seeds, since an interval may reach below zero."""
+    seeds = [v for row in rows for v in row.seeds.values() if abs(v) <= LARGEST]
+    if not spans(seeds, LEAST_RATIO):
+        return
+    lowest = 0.7 * min(seeds)
+    if along == "y":
+        axis.set_xscale("log")
+        axis.set_xlim(left=lowest)
+    else:
+        axis.set_yscale("log")
+        axis.set_ylim(bottom=lowest)
