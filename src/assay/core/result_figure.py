@@ -2,13 +2,13 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from matplotlib.axes import Axes
 
 from assay.core.evidence import Selection
-from assay.core.looks import LARGEST, LOOKS, legend_beside, new_figure, plain, png, spans
+from assay.core.looks import LARGEST, LINES, LOOKS, legend_beside, new_figure, plain, png, spans
 from assay.core.plan import cell_label, cells
 from assay.core.study import Study
 from assay.core.table import Cell, build_table, default_metrics
@@ -18,7 +18,9 @@ MOST_COLUMNS = 4
 COLUMNS = 3
 """Of panels, where a study has no grid."""
 LEAST_RATIO = 100.0
-"""Of the largest to the smallest value where the axis is logarithmic."""
+"""Of the largest to the smallest value where the axis is logarithmic; to the middle one where some are negative."""
+MARKERS = dict(zip(LINES, "os^D", strict=True))
+"""Of the seeds: another one where an arm's colour is taken."""
 Rows = Mapping[tuple[str, str, str], Cell]
 
 
@@ -56,15 +58,14 @@ def draw_results(study: Study, selection: Selection) -> bytes | None:
 
 def _by_arm(study: Study, metrics: Sequence[str], rows: Rows, title: str) -> bytes:
     """Arms below one another, values to the right."""
-    columns = min(COLUMNS, len(metrics))
+    columns = 2 if len(metrics) == 4 else min(COLUMNS, len(metrics))
     lines = math.ceil(len(metrics) / columns)
     arms = list(study.arms)
     figure = new_figure(1.5 + 3.6 * columns, 0.6 + lines * (0.7 + 0.24 * len(arms)))
     axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
     for axis, metric in zip(axes.flat, metrics, strict=False):
-        for place, (arm, (_, colour)) in enumerate(zip(arms, itertools.cycle(LOOKS), strict=False)):
-            row = rows[arm, cell_label({}), metric]
-            _dots(axis, row, place, colour, along="y")
+        for place, (arm, look) in enumerate(zip(arms, itertools.cycle(LOOKS), strict=False)):
+            _dots(axis, rows[arm, cell_label({}), metric], place, look, along="y")
         _scale(axis, [rows[arm, cell_label({}), metric] for arm in arms], along="y")
         axis.set_xlabel(metric)
         axis.set_yticks(range(len(arms)), arms)
@@ -79,6 +80,8 @@ def _by_axis(study: Study, metrics: Sequence[str], rows: Rows, title: str) -> by
     """The longest axis of the grid to the right, values upwards; a column a cell of the other axes."""
     longest = max(study.grid, key=lambda name: len(study.grid[name]))
     others = {name: values for name, values in study.grid.items() if name != longest}
+    # Means are joined along numbers alone: between names there is nothing.
+    joined = all(isinstance(value, int | float) for value in study.grid[longest])
     every = list(cells(others))
     columns = every[:MOST_COLUMNS]
     figure = new_figure(3.0 + 3.4 * len(columns), 0.8 + 2.2 * len(metrics))
@@ -87,7 +90,9 @@ def _by_axis(study: Study, metrics: Sequence[str], rows: Rows, title: str) -> by
         shown: list[Cell] = []
         for column, other in enumerate(columns):
             along = [{**other, longest: value} for value in study.grid[longest]]
-            shown += _arms(axes[line, column], study, metric, rows, along)
+            # Cells are labelled in the grid's order, whatever the order in which the axes are taken here.
+            labels = [cell_label({name: cell[name] for name in study.grid}) for cell in along]
+            shown += _arms(axes[line, column], study.arms, metric, rows, labels, joined=joined)
             axes[line, column].set_xticks(range(len(along)), map(str, study.grid[longest]))
             if other and line == 0:
                 axes[line, column].set_title(cell_label(other), fontsize=9)
@@ -102,53 +107,67 @@ def _by_axis(study: Study, metrics: Sequence[str], rows: Rows, title: str) -> by
 
 
 def _arms(
-    axis: Axes, study: Study, metric: str, rows: Rows, along: Sequence[Mapping[str, Any]]
+    axis: Axes,
+    arms: Iterable[str],
+    metric: str,
+    rows: Rows,
+    labels: Sequence[str],
+    *,
+    joined: bool,
 ) -> list[Cell]:
-    """Each arm a line through its means, a little beside the one before."""
+    """Each arm a little beside the one before, at the places of the cells with these labels."""
     shown = []
-    # Cells are labelled in the grid's order, whatever the order in which the axes are taken here.
-    labels = [cell_label({name: cell[name] for name in study.grid}) for cell in along]
-    for number, (arm, (line, colour)) in enumerate(
-        zip(study.arms, itertools.cycle(LOOKS), strict=False)
-    ):
-        aside = 0.4 * ((number + 0.5) / len(study.arms) - 0.5)
+    every = list(arms)
+    for number, (arm, look) in enumerate(zip(every, itertools.cycle(LOOKS), strict=False)):
+        aside = 0.4 * ((number + 0.5) / len(every) - 0.5)
         found = [(place + aside, rows[arm, label, metric]) for place, label in enumerate(labels)]
         means = [(place, row.mean) for place, row in found if row.mean is not None]
         if not means:
             continue
-        axis.plot(*zip(*means, strict=True), line, color=colour, linewidth=1.2, label=arm)
+        style: dict[str, Any] = {"linestyle": look[0] if joined else "", "marker": MARKERS[look[0]]}
+        axis.plot(
+            *zip(*means, strict=True),
+            color=look[1],
+            linewidth=1.2,
+            markersize=3.0,
+            label=arm,
+            **style,
+        )
         for place, row in found:
-            _dots(axis, row, place, colour, along="x")
+            _dots(axis, row, place, look, along="x")
             shown.append(row)
     return shown
 
 
-def _dots(axis: Axes, row: Cell, place: float, colour: str, *, along: Literal["x", "y"]) -> None:
+def _dots(
+    axis: Axes, row: Cell, place: float, look: tuple[str, str], *, along: Literal["x", "y"]
+) -> None:
     """One arm's seeds, mean and interval at a place along an axis."""
     seeds = [v for v in row.seeds.values() if abs(v) <= LARGEST]
     points = [(place, value) for value in seeds]
     bar = [(place, end) for end in (row.low, row.high) if end is not None]
     mean = [] if row.mean is None else [(place, row.mean)]
     for many, style in (
-        (points, {"marker": "o", "linestyle": "", "markersize": 3.0, "alpha": 0.45}),
+        (points, {"marker": MARKERS[look[0]], "linestyle": "", "markersize": 3.0, "alpha": 0.45}),
         (bar, {"linewidth": 1.4}),
         (mean, {"marker": "|" if along == "y" else "_", "markersize": 9.0, "linestyle": ""}),
     ):
         if many:
             places, values = zip(*many, strict=True)
             both = (places, values) if along == "x" else (values, places)
-            axis.plot(*both, color=colour, **style)
+            axis.plot(*both, color=look[1], **style)
 
 
 def _scale(axis: Axes, rows: Sequence[Cell], *, along: Literal["x", "y"]) -> None:
-    """Logarithmic where values span sizes; the axis is then for the seeds, since an interval may reach below zero."""
+    """Logarithmic where values span sizes: then the axis is for the seeds, since an interval may reach below zero."""
     seeds = [v for row in rows for v in row.seeds.values() if abs(v) <= LARGEST]
-    if not spans(seeds, LEAST_RATIO):
-        return
-    lowest = 0.7 * min(seeds)
-    if along == "y":
-        axis.set_xscale("log")
-        axis.set_xlim(left=lowest)
-    else:
-        axis.set_yscale("log")
-        axis.set_ylim(bottom=lowest)
+    set_scale, set_limits = (
+        (axis.set_xscale, axis.set_xlim) if along == "y" else (axis.set_yscale, axis.set_ylim)
+    )
+    sizes = sorted(abs(v) for v in seeds if v)
+    if spans(seeds, LEAST_RATIO):
+        set_scale("log")
+        set_limits(0.7 * min(seeds), None)
+    elif sizes and sizes[-1] > LEAST_RATIO * sizes[len(sizes) // 2]:
+        set_scale("symlog", linthresh=sizes[len(sizes) // 2])
+        set_limits(min(seeds) - 0.5 * abs(min(seeds)), 1.5 * max(map(abs, seeds)))
