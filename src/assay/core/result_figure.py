@@ -58,8 +58,7 @@ def draw_results(study: Study, selection: Selection) -> bytes | None:
 
 def _by_arm(study: Study, metrics: Sequence[str], rows: Rows, title: str) -> bytes:
     """Arms below one another, values to the right."""
-    columns = 2 if len(metrics) == 4 else min(COLUMNS, len(metrics))
-    lines = math.ceil(len(metrics) / columns)
+    lines, columns = _wrapped(len(metrics))
     arms = list(study.arms)
     figure = new_figure(1.5 + 3.6 * columns, 0.6 + lines * (0.7 + 0.24 * len(arms)))
     axes = figure.subplots(lines, columns, squeeze=False, sharey=True)
@@ -76,6 +75,12 @@ def _by_arm(study: Study, metrics: Sequence[str], rows: Rows, title: str) -> byt
     return png(figure, f"{title})")
 
 
+def _wrapped(panels: int) -> tuple[int, int]:
+    """Lines and columns of so many panels."""
+    columns = 2 if panels == 4 else min(COLUMNS, panels)
+    return math.ceil(panels / columns), columns
+
+
 def _by_axis(study: Study, metrics: Sequence[str], rows: Rows, title: str) -> bytes:
     """The longest axis of the grid to the right, values upwards; a column a cell of the other axes."""
     longest = max(study.grid, key=lambda name: len(study.grid[name]))
@@ -84,8 +89,16 @@ def _by_axis(study: Study, metrics: Sequence[str], rows: Rows, title: str) -> by
     joined = all(isinstance(value, int | float) for value in study.grid[longest])
     every = list(cells(others))
     columns = every[:MOST_COLUMNS]
-    figure = new_figure(3.0 + 3.4 * len(columns), 0.8 + 2.2 * len(metrics))
-    axes = figure.subplots(len(metrics), len(columns), squeeze=False, sharex=True, sharey="row")
+    panels = len(metrics), len(columns)
+    alone = len(columns) == 1
+    high, wide = _wrapped(len(metrics)) if alone else panels
+    figure = new_figure(3.0 + 3.4 * wide, 0.8 + 2.2 * high)
+    every_axis = figure.subplots(
+        high, wide, squeeze=False, sharey=False if alone else "row"
+    ).ravel()
+    for axis in every_axis[math.prod(panels) :]:
+        axis.set_visible(False)
+    axes = every_axis[: math.prod(panels)].reshape(panels)
     for line, metric in enumerate(metrics):
         shown: list[Cell] = []
         for column, other in enumerate(columns):
@@ -96,7 +109,7 @@ def _by_axis(study: Study, metrics: Sequence[str], rows: Rows, title: str) -> by
             axes[line, column].set_xticks(range(len(along)), map(str, study.grid[longest]))
             if other and line == 0:
                 axes[line, column].set_title(cell_label(other), fontsize=9)
-            if line == len(metrics) - 1:
+            if alone or line == len(metrics) - 1:
                 axes[line, column].set_xlabel(longest)
             plain(axes[line, column])
         axes[line, 0].set_ylabel(metric)
