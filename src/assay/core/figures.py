@@ -13,7 +13,7 @@ from scipy import special
 
 from assay.core.engine import Metric
 from assay.core.evidence import Selection
-from assay.core.files import write_atomic
+from assay.core.files import write_atomic, write_error
 from assay.core.index import Index
 from assay.core.looks import LARGEST, LOOKS, legend_beside, new_figure, plain, png, spans
 from assay.core.plan import cell_label, cells
@@ -62,6 +62,9 @@ def draw_figures(study: Study, selection: Selection, index: Index, folder: Path)
     """Draw the results, and a figure for each metric of `figure_metrics`; returns the files with their digests.
 
     The same index gives the same bytes, on one version of matplotlib.
+
+    Raises:
+        StoreError: A file cannot be written.
     """
     results = draw_results(study, selection)
     drawn = {} if results is None else {RESULTS: results}
@@ -70,7 +73,10 @@ def draw_figures(study: Study, selection: Selection, index: Index, folder: Path)
     digests = {}
     for name, content in drawn.items():
         path = figure_path(folder, study, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise write_error(path.parent, error) from error
         write_atomic(path, content)
         digests[path] = figure_digest(content)
     return digests
