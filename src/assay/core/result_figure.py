@@ -2,8 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from matplotlib.axes import Axes
 
@@ -16,7 +16,7 @@ from assay.core.table import Cell, build_table, default_metrics
 MOST_METRICS = 9
 MOST_COLUMNS = 4
 COLUMNS = 3
-"""Of panels, where a study has no grid."""
+"""Of panels, where they follow one another and no cells give them their columns."""
 LEAST_RATIO = 100.0
 """Of the largest to the smallest value where the axis is logarithmic; to the middle one where some are negative."""
 MARKERS = dict(zip(LINES, "os^D", strict=True))
@@ -99,20 +99,26 @@ def _by_axis(study: Study, metrics: Sequence[str], rows: Rows, title: str) -> by
     for axis in every_axis[math.prod(panels) :]:
         axis.set_visible(False)
     axes = every_axis[: math.prod(panels)].reshape(panels)
+    # Cells are labelled in the grid's order, whatever the order in which the axes are taken here.
+    labels = [
+        [
+            cell_label({name: {**other, longest: value}[name] for name in study.grid})
+            for value in study.grid[longest]
+        ]
+        for other in columns
+    ]
     for line, metric in enumerate(metrics):
-        shown: list[Cell] = []
-        for column, other in enumerate(columns):
-            along = [{**other, longest: value} for value in study.grid[longest]]
-            # Cells are labelled in the grid's order, whatever the order in which the axes are taken here.
-            labels = [cell_label({name: cell[name] for name in study.grid}) for cell in along]
-            shown += _arms(axes[line, column], study.arms, metric, rows, labels, joined=joined)
-            axes[line, column].set_xticks(range(len(along)), map(str, study.grid[longest]))
+        for axis, other, along in zip(axes[line], columns, labels, strict=True):
+            _arms(axis, list(study.arms), metric, rows, along, joined=joined)
+            axis.set_xticks(range(len(along)), map(str, study.grid[longest]))
             if other and line == 0:
-                axes[line, column].set_title(cell_label(other), fontsize=9)
+                axis.set_title(cell_label(other), fontsize=9)
             if alone or line == len(metrics) - 1:
-                axes[line, column].set_xlabel(longest)
-            plain(axes[line, column])
+                axis.set_xlabel(longest)
+            plain(axis)
         axes[line, 0].set_ylabel(metric)
+        every_label = itertools.chain.from_iterable(labels)
+        shown = [rows[arm, label, metric] for label in every_label for arm in study.arms]
         _scale(axes[line, 0], shown, along="x")
     legend_beside(figure, axes.flat)
     less = f"; {len(columns)} of {len(every)} columns" if len(every) > len(columns) else ""
@@ -121,43 +127,43 @@ def _by_axis(study: Study, metrics: Sequence[str], rows: Rows, title: str) -> by
 
 def _arms(
     axis: Axes,
-    arms: Iterable[str],
+    arms: Sequence[str],
     metric: str,
     rows: Rows,
     labels: Sequence[str],
     *,
     joined: bool,
-) -> list[Cell]:
+) -> None:
     """Each arm a little beside the one before, at the places of the cells with these labels."""
-    shown = []
-    every = list(arms)
-    for number, (arm, look) in enumerate(zip(every, itertools.cycle(LOOKS), strict=False)):
-        aside = 0.4 * ((number + 0.5) / len(every) - 0.5)
+    for number, (arm, look) in enumerate(zip(arms, itertools.cycle(LOOKS), strict=False)):
+        aside = 0.4 * ((number + 0.5) / len(arms) - 0.5)
         found = [(place + aside, rows[arm, label, metric]) for place, label in enumerate(labels)]
         means = [(place, row.mean) for place, row in found if row.mean is not None]
         if not means:
             continue
-        style: dict[str, Any] = {"linestyle": look[0] if joined else "", "marker": MARKERS[look[0]]}
         axis.plot(
             *zip(*means, strict=True),
             color=look[1],
+            linestyle=look[0] if joined else "",
             linewidth=1.2,
+            marker=MARKERS[look[0]],
             markersize=3.0,
             label=arm,
-            **style,
         )
         for place, row in found:
             _dots(axis, row, place, look, along="x")
-            shown.append(row)
-    return shown
+
+
+def _drawable(row: Cell) -> list[float]:
+    """Values of the seeds that an axis can show."""
+    return [value for value in row.seeds.values() if abs(value) <= LARGEST]
 
 
 def _dots(
     axis: Axes, row: Cell, place: float, look: tuple[str, str], *, along: Literal["x", "y"]
 ) -> None:
     """One arm's seeds, mean and interval at a place along an axis."""
-    seeds = [v for v in row.seeds.values() if abs(v) <= LARGEST]
-    points = [(place, value) for value in seeds]
+    points = [(place, value) for value in _drawable(row)]
     bar = [(place, end) for end in (row.low, row.high) if end is not None]
     mean = [] if row.mean is None else [(place, row.mean)]
     for many, style in (
@@ -173,7 +179,7 @@ def _dots(
 
 def _scale(axis: Axes, rows: Sequence[Cell], *, along: Literal["x", "y"]) -> None:
     """Logarithmic where values span sizes: then the axis is for the seeds, since an interval may reach below zero."""
-    seeds = [v for row in rows for v in row.seeds.values() if abs(v) <= LARGEST]
+    seeds = [value for row in rows for value in _drawable(row)]
     set_scale, set_limits = (
         (axis.set_xscale, axis.set_xlim) if along == "y" else (axis.set_yscale, axis.set_ylim)
     )
