@@ -9,6 +9,7 @@ from credit_helpers import LOCAL, METHODS, ONLINE, VARIANTS, Context, finished
 
 from assay.core.errors import CheckpointError
 from assay.engines.credit import engine, frozen, loop, lq
+from assay.engines.credit import train as train_module
 from assay.engines.credit.config import FrozenConfig, LqConfig, TrainConfig
 from assay.engines.credit.data import ladder
 from assay.engines.credit.net import Shape, initial
@@ -77,6 +78,46 @@ def test_a_seed_in_a_wide_cohort_is_that_seed_alone(method):
     )
     alone = finished(train, config, init=4, data=2)
     assert cohort(train, [config] * 3, [(1, 2), (4, 2), (8, 9)])[1].results() == alone.results()
+
+
+TRIALS = [
+    {},
+    {"normalise": "none"},
+    {"clamp": 1e-3},
+    {"negated": True},
+    {"exploit_lr": 0.1, "exploit_anew": False},
+    {"surrogate": "target-shift", "target_eta": 0.3, "exploit_anew": False},
+    {"exploit_batch": 4, "exploit_batches": 2},
+]
+
+
+@pytest.mark.parametrize("method", ["dfa", "local-loss", "scalar-bridge", "vector-field"])
+@pytest.mark.parametrize("size", [1, 3])
+def test_runs_that_share_a_net_are_each_that_run_alone(method, size, monkeypatch):
+    """What is tried on a frozen net changes nothing of it: trained once, stopped or not, bit for bit."""
+    configs = [replace(FROZEN, method=method, **tried) for tried in TRIALS]
+    seeds = [(1, 2), (5, 2)]
+    pairs = [(config, pair) for config in configs for pair in seeds]
+    alone = [finished(frozen.run, own, init=i, data=d).results() for own, (i, d) in pairs]
+    assert len({str(each) for each in alone}) == len(pairs)
+    made = []
+    monkeypatch.setattr(loop, "together", lambda state_bytes: size)
+    begin = train_module.begin
+    monkeypatch.setattr(
+        train_module,
+        "begin",
+        lambda *args, **more: made.append(len(args[2])) or begin(*args, **more),
+    )
+    contexts = [Context(*pair) for _, pair in pairs]
+    frozen.run([config for config, _ in pairs], contexts)
+    assert [context.results() for context in contexts] == alone
+    assert sum(made) == len(seeds)
+    contexts = [Context(*pair) for _, pair in pairs]
+    contexts[3].stop_at = 3
+    frozen.run([config for config, _ in pairs], contexts)
+    assert not contexts[3].final
+    frozen.run([config for config, _ in pairs], contexts)
+    assert [context.results() for context in contexts] == alone
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -28,6 +28,19 @@ def generator(seed: int, stream: int) -> torch.Generator:
     return torch.Generator().manual_seed(1_000_003 * seed + stream)
 
 
+def shared(
+    configs: Sequence[EstimatorConfig], contexts: Sequence[RunContext], alike: frozenset[str]
+) -> list[list[int]]:
+    """Places of the runs that are the same but for the settings in `alike`, so that one net serves them."""
+    first = configs[0]
+    common = {name: getattr(first, name) for name in alike}
+    groups: dict[object, list[int]] = {}
+    for place, (config, context) in enumerate(zip(configs, contexts, strict=True)):
+        key = replace(config, **common), tuple(sorted(context.seeds.items()))
+        groups.setdefault(key, []).append(place)
+    return list(groups.values())
+
+
 @dataclass(slots=True)
 class Learners:
     """Nets and estimators of a cohort, and all that their next step depends on.
@@ -36,16 +49,18 @@ class Learners:
         net: Of all runs.
         optimizer: Of the nets.
         estimator: Of all runs.
-        generators: Of each run's estimator.
+        generators: Of each row's estimator.
+        rows: Of each run, its row in the stack: several may share one.
     """
 
     net: Net
     optimizer: Optimizer
     estimator: Estimator
     generators: Sequence[torch.Generator]
+    rows: Sequence[int]
 
     def state(self) -> dict[str, Tensor]:
-        """Live tensors by name: with a leading axis of runs, or a number that all share."""
+        """Live tensors by name: with a leading axis of rows, or a number that all share."""
         parts = {
             "net": self.net.parameters,
             "optimizer": self.optimizer.state,
@@ -57,11 +72,12 @@ class Learners:
 
     def dump(self, run: int) -> bytes:
         """One run's part of it."""
+        row = self.rows[run]
         tensors = {
-            name: (value[run] if value.dim() else value).clone().contiguous()
+            name: (value[row] if value.dim() else value).clone().contiguous()
             for name, value in self.state().items()
         }
-        tensors["generator"] = self.generators[run].get_state()
+        tensors["generator"] = self.generators[row].get_state()
         return safetensors.torch.save(tensors)
 
     def save(self, contexts: Sequence[RunContext], step: int) -> None:
@@ -93,18 +109,19 @@ class Learners:
         Raises:
             CheckpointError: It is none of this cohort.
         """
+        row = self.rows[run]
         try:
             found = safetensors.torch.load(content)
             if only_one := found.keys() ^ {*self.state(), "generator"}:
                 raise ValueError(f"only one of the two has {min(only_one)}")
             for name, value in self.state().items():
-                place = value[run] if value.dim() else value
+                place = value[row] if value.dim() else value
                 if place.shape != found[name].shape:
                     raise ValueError(
                         f"{name} must be {list(place.shape)}, is {list(found[name].shape)}"
                     )
                 place.copy_(found[name])
-            self.generators[run].set_state(found["generator"])
+            self.generators[row].set_state(found["generator"])
         except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"A checkpoint must hold net, optimizer and estimator of this configuration; this one does "
@@ -121,17 +138,19 @@ def begin(
     gain: Sequence[float],
     optimizer: str = "adam",
     weight_decay: Sequence[float] | None = None,
+    rows: Sequence[int] | None = None,
 ) -> Learners:
-    """A cohort at step 0, each run from its own seed.
+    """A cohort at step 0, each row from its own seed.
 
     Args:
         shape: Of the nets.
-        configs: Of the estimators, one a run.
-        seeds: One a run.
-        alpha: One a run; see `Net`.
-        gain: One a run; see `initial`.
+        configs: Of the estimators, one a row.
+        seeds: One a row.
+        alpha: One a row; see `Net`.
+        gain: One a row; see `initial`.
         optimizer: "adam" or "sgd" with momentum 0.9.
-        weight_decay: One a run.
+        weight_decay: One a row.
+        rows: Of each run, its row; None where each has its own.
     """
     drawn = [
         initial(shape, generator(seed, NET_STREAM), g) for seed, g in zip(seeds, gain, strict=True)
@@ -147,7 +166,8 @@ def begin(
     made = Optimizer(
         parameters, "adam" if optimizer == "adam" else "sgd", momentum=0.9, decay_S=decay
     )
-    return Learners(net, made, make(Setting(shape, configs, generators)), generators)
+    estimator = make(Setting(shape, configs, generators))
+    return Learners(net, made, estimator, generators, rows or range(len(seeds)))
 
 
 def check_cohort(

@@ -30,6 +30,11 @@ Code = Literal["eT", "deltaL", "eT_hL", "deltaL_hL", "y"]
 STACKABLE = frozenset(
     {"lr", "est_lr", "terminal_weight", "bridge_weight", "warmup", "alpha", "weight_decay", "gain"}
 )
+TRIED = frozenset(
+    {"normalise", "surrogate", "target_eta", "clamp", "negated"}
+    | {"exploit_lr", "exploit_anew", "exploit_batch", "exploit_batches"}
+)
+"""Settings of what is tried on a frozen net: runs that differ in nothing else share it and its estimator."""
 LQ_STACKABLE = frozenset({"est_lr", "terminal_weight", "bridge_weight", "gain"})
 """Settings that each run of a cohort may have for itself."""
 

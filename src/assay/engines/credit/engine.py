@@ -9,6 +9,7 @@ from assay.engines import facts
 from assay.engines.credit.config import (
     LQ_STACKABLE,
     STACKABLE,
+    TRIED,
     FrozenConfig,
     LqConfig,
     TrainConfig,
@@ -162,7 +163,11 @@ def _check(configs: Sequence[TrainConfig], data_dir: Path | None) -> None:
 
 
 def _of_nets(
-    name: str, config: type[TrainConfig], metrics: Mapping[str, Metric], run: CohortFunction
+    name: str,
+    config: type[TrainConfig],
+    metrics: Mapping[str, Metric],
+    run: CohortFunction,
+    stackable: frozenset[str],
 ) -> Task:
     """A task whose nets learn from data: what `train` and `frozen` have in common."""
     return Task(
@@ -171,7 +176,7 @@ def _of_nets(
         seeds=("init", "data"),
         metrics=metrics,
         run=run,
-        stackable=STACKABLE,
+        stackable=stackable,
         budget=("epochs",),
         check=_check,
         fingerprint=_fingerprint,
@@ -183,8 +188,8 @@ def _of_nets(
 ENGINE = Engine(
     name="credit",
     tasks={
-        "train": _of_nets("train", TrainConfig, ONLINE, _train),
-        "frozen": _of_nets("frozen", FrozenConfig, ONLINE | EXPLOIT, _frozen),
+        "train": _of_nets("train", TrainConfig, ONLINE, _train, STACKABLE),
+        "frozen": _of_nets("frozen", FrozenConfig, ONLINE | EXPLOIT, _frozen, STACKABLE | TRIED),
         "lq": Task(
             name="lq",
             config=LqConfig,

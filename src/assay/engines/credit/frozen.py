@@ -6,6 +6,7 @@ sign turned round (`negated`).
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from assay.core.engine import RunContext
 from assay.core.errors import ConfigError
 from assay.engines.credit import exploit
-from assay.engines.credit.config import STACKABLE, FrozenConfig
+from assay.engines.credit.config import STACKABLE, TRIED, FrozenConfig
 from assay.engines.credit.diagnostics import in_float64
 from assay.engines.credit.estimators.base import Estimator, fitted
 from assay.engines.credit.exploit import Batch, Rule
@@ -21,7 +22,7 @@ from assay.engines.credit.firewall import View
 from assay.engines.credit.loop import compute
 from assay.engines.credit.net import Net
 from assay.engines.credit.surrogates import gradients
-from assay.engines.credit.train import Training, scores, state_bytes
+from assay.engines.credit.train import Training, rule_of, scores, state_bytes
 
 LOCAL_STEPS = 5
 
@@ -30,10 +31,17 @@ def run(configs: Sequence[FrozenConfig], contexts: Sequence[RunContext]) -> None
     """Snapshot, estimator, measures; or until it is asked to stop.
 
     Args:
-        configs: One a run; they may differ in the settings named by `STACKABLE`.
+        configs: One a run; they may differ in the settings named by `STACKABLE` and by `TRIED`.
         contexts: One a run.
     """
-    compute(Frozen, configs, contexts, stackable=STACKABLE, state_bytes=state_bytes(configs[0]))
+    compute(
+        Frozen,
+        configs,
+        contexts,
+        stackable=STACKABLE | TRIED,
+        state_bytes=state_bytes(configs[0]),
+        alike=TRIED,
+    )
 
 
 class Frozen(Training):
@@ -44,16 +52,18 @@ class Frozen(Training):
         contexts: One a run.
     """
 
+    alike = TRIED
+
     def __init__(self, configs: Sequence[FrozenConfig], contexts: Sequence[RunContext]) -> None:
         super().__init__(configs, contexts)
-        self.frozen = configs[0]
+        self.frozen = configs
         least = min(len(self.data[0].train), len(self.data[0].val), len(self.data[0].test))
-        if self.frozen.exploit_batch > least:
+        if (most := max(config.exploit_batch for config in configs)) > least:
             raise ConfigError(
                 f"exploit_batch must be at most the samples of the smallest part of {self.config.data!r}, "
-                f"{least}; got {self.frozen.exploit_batch}."
+                f"{least}; got {most}."
             )
-        self.net_steps = self.frozen.snapshot_epochs * self.orders[0].batches
+        self.net_steps = configs[0].snapshot_epochs * self.orders[0].batches
         self.steps += self.net_steps
 
     def advance(self) -> None:
@@ -66,14 +76,14 @@ class Frozen(Training):
             view = View(self.net, estimator.name, estimator.derivatives)
             for _ in range(self.config.est_steps):
                 self.fit = fitted(estimator, trajectory, view)
-        self.loss_S = trajectory.loss_SB.mean(1)
+        self.loss_S = trajectory.loss_SB.mean(1)[self.rows]
         self.step += 1
 
     def measured(self, split: str) -> list[dict[str, float]]:
         """The same as online once the estimator learns, and at the end what its credit can be used for."""
         if self.step <= self.net_steps:
             scored = scores(self.net, [d.val if split == "val" else d.test for d in self.data])
-            return [{f"{split}/{name}": v for name, v in each.items()} for each in scored]
+            return [{f"{split}/{name}": v for name, v in scored[row].items()} for row in self.rows]
         found = super().measured(split)
         if split == "test":
             for values, more in zip(found, self.exploited(), strict=True):
@@ -81,44 +91,65 @@ class Frozen(Training):
         return found
 
     def exploited(self) -> list[dict[str, float]]:
-        """Loss changes of five local steps and of line searches, means over batches; by metric name."""
-        sums: dict[str, Tensor] = {}
-        count, net = self.frozen.exploit_batches, self.net.to(torch.float64)
+        """Loss changes of five local steps and of line searches, means over batches; by metric name, of each run."""
+        net = self.net.to(torch.float64)
+        found: list[dict[str, float]] = [{} for _ in self.frozen]
         with in_float64(self.learners.estimator) as estimator:
-            for number in range(count):
-                three = exploit.triple(self.data, number, self.frozen.exploit_batch)
-                for name, value in self._one(net, estimator, three).items():
-                    sums[name] = sums.get(name, 0) + value / count
-        return [
-            {name: float(value[run]) for name, value in sums.items()}
-            for run in range(len(self.contexts))
-        ]
-
-    def _one(
-        self, net: Net, estimator: Estimator, three: tuple[Batch, Batch, Batch]
-    ) -> dict[str, Tensor]:
-        config, (same, _, held) = self.frozen, three
-        sign = -1.0 if config.negated else 1.0
-        rule = Rule(
-            normalise=config.normalise,
-            surrogate=config.surrogate,
-            eta=config.target_eta,
-            clamp=config.clamp,
-            sign=sign,
-        )
-        after = exploit.after_steps(
-            net,
-            estimator,
-            same,
-            rule,
-            steps=LOCAL_STEPS,
-            eta=config.exploit_lr,
-            anew=config.exploit_anew,
-        )
-        found = {
-            f"exploit/steps_{name}_nats": exploit.loss(after, batch) - exploit.loss(net, batch)
-            for name, batch in (("same", same), ("held", held))
-        }
-        for (where, kind), changes in exploit.searches(net, estimator, three, rule).items():
-            found |= {f"exploit/{where}_{kind}_{name}_nats": v for name, v in changes.items()}
+            for size, count in dict.fromkeys(map(_batches, self.frozen)):
+                mine = [run for run, c in enumerate(self.frozen) if _batches(c) == (size, count)]
+                for number in range(count):
+                    three = exploit.triple(self.data, number, size)
+                    for run, tried in zip(
+                        mine, self._tried(net, estimator, three, mine), strict=True
+                    ):
+                        for name, change_S in tried.items():
+                            share = float(change_S[self.rows[run]]) / count
+                            found[run][name] = found[run].get(name, 0.0) + share
         return found
+
+    def _tried(
+        self,
+        net: Net,
+        estimator: Estimator,
+        three: tuple[Batch, Batch, Batch],
+        runs: Sequence[int],
+    ) -> list[dict[str, Tensor]]:
+        """Of each of these runs what one triple of batches tells; what two runs ask alike is computed once."""
+        parts = {"same": three[0], "held": three[2]}
+        before = {name: exploit.loss(net, batch) for name, batch in parts.items()}
+        searched: dict[float, dict[str, Tensor]] = {}
+        stepped: dict[tuple[Rule, float, bool], dict[str, Tensor]] = {}
+        found = []
+        for config in (self.frozen[run] for run in runs):
+            rule = replace(
+                rule_of(config), clamp=config.clamp, sign=-1.0 if config.negated else 1.0
+            )
+            # Of the rule a line search keeps no more than its sign.
+            if rule.sign not in searched:
+                searched[rule.sign] = {
+                    f"exploit/{where}_{kind}_{name}_nats": change
+                    for (where, kind), each in exploit.searches(net, estimator, three, rule).items()
+                    for name, change in each.items()
+                }
+            how = rule, config.exploit_lr, config.exploit_anew
+            if how not in stepped:
+                after = exploit.after_steps(
+                    net,
+                    estimator,
+                    three[0],
+                    rule,
+                    steps=LOCAL_STEPS,
+                    eta=config.exploit_lr,
+                    anew=config.exploit_anew,
+                )
+                stepped[how] = {
+                    f"exploit/steps_{name}_nats": exploit.loss(after, batch) - before[name]
+                    for name, batch in parts.items()
+                }
+            found.append(stepped[how] | searched[rule.sign])
+        return found
+
+
+def _batches(config: FrozenConfig) -> tuple[int, int]:
+    """Size and number of the batches on which local updates are tried."""
+    return config.exploit_batch, config.exploit_batches

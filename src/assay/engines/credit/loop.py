@@ -10,7 +10,7 @@ from torch import Tensor
 
 from assay.core.engine import RunContext
 from assay.engines import memory
-from assay.engines.credit.cohort import check_cohort
+from assay.engines.credit.cohort import check_cohort, shared
 
 SHOW_EVERY_S = 1.0
 CACHED_BYTES = 3 << 20
@@ -51,6 +51,7 @@ def compute(
     *,
     stackable: frozenset[str],
     state_bytes: int,
+    alike: frozenset[str] = frozenset(),
 ) -> None:
     """Compute a cohort to the end, or until it is asked to stop.
 
@@ -61,19 +62,22 @@ def compute(
         stackable: Settings in which the runs may differ.
         state_bytes: Bytes of one run's states of one batch; decides how many runs are stacked, which
             changes no result.
+        alike: Settings that change nothing of a run's training: runs that differ in no other are computed
+            as one.
     """
     check_cohort(configs, contexts, stackable)
     size = together(state_bytes)
     memory.keep()
     with one_thread():
-        for first in range(0, len(configs), size):
-            part = slice(first, first + size)
-            if not _to_the_end(begin(configs[part], contexts[part])):
+        groups = shared(configs, contexts, alike)
+        for first in range(0, len(groups), size):
+            part = [place for group in groups[first : first + size] for place in group]
+            if not _to_the_end(begin([configs[i] for i in part], [contexts[i] for i in part])):
                 return
 
 
 def together(state_bytes: int) -> int:
-    """How many runs are stacked, by the bytes of one run's states."""
+    """How many runs of different training are stacked, by the bytes of one run's states."""
     return max(1, CACHED_BYTES // state_bytes)
 
 

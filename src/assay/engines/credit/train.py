@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from assay.core.engine import RunContext
 from assay.core.errors import ConfigError
 from assay.engines.credit import data as data_module
 from assay.engines.credit import diagnostics, exploit
-from assay.engines.credit.cohort import begin, generator
+from assay.engines.credit.cohort import begin, generator, shared
 from assay.engines.credit.config import STACKABLE, TrainConfig
 from assay.engines.credit.data import Data, Part
 from assay.engines.credit.estimators.base import Setting, credit_of, fitted, gradients_of
@@ -42,37 +43,42 @@ def state_bytes(config: TrainConfig) -> int:
 
 
 class Training:
-    """A cohort and its data.
+    """A cohort and its data: of runs, of which several may be measured on one row of the stack.
 
     Args:
         configs: One a run.
         contexts: One a run.
     """
 
+    alike: frozenset[str] = frozenset()
+    """Settings that change nothing of the training: runs that differ in no other share a row."""
+
     def __init__(self, configs: Sequence[TrainConfig], contexts: Sequence[RunContext]) -> None:
         self.configs, self.contexts, self.config = configs, contexts, configs[0]
-        self.data = [
-            data_module.load(config, context.data_dir, context.seeds["data"])
-            for config, context in zip(configs, contexts, strict=True)
-        ]
+        groups = shared(configs, contexts, self.alike)
+        row = {place: number for number, group in enumerate(groups) for place in group}
+        self.rows = [row[place] for place in range(len(contexts))]
+        own = [(configs[group[0]], contexts[group[0]]) for group in groups]
+        self.data = [data_module.load(a, b.data_dir, b.seeds["data"]) for a, b in own]
         if self.config.augment and self.data[0].image is None:
             raise ConfigError(
                 f"augment needs colour images, [N, height, width, 3]; those of {self.config.data!r} are not."
             )
         self.shape = shape_of(self.config, self.data[0])
-        seeds = [context.seeds["init"] for context in contexts]
+        self.seeds = [context.seeds["init"] for _, context in own]
         self.learners = begin(
             self.shape,
-            configs,
-            seeds,
-            alpha=[config.alpha for config in configs],
-            gain=[config.gain for config in configs],
+            [config for config, _ in own],
+            self.seeds,
+            alpha=[config.alpha for config, _ in own],
+            gain=[config.gain for config, _ in own],
             optimizer=self.config.optimizer,
-            weight_decay=[config.weight_decay for config in configs],
+            weight_decay=[config.weight_decay for config, _ in own],
+            rows=self.rows,
         )
         self.orders = [
-            Order(len(d.train), self.config.batch, c.seeds["data"])
-            for d, c in zip(self.data, contexts, strict=True)
+            Order(len(d.train), self.config.batch, context.seeds["data"])
+            for d, (_, context) in zip(self.data, own, strict=True)
         ]
         self.steps = self.config.epochs * self.orders[0].batches
         self.net_steps = self.steps
@@ -82,20 +88,24 @@ class Training:
         setting = self.learners.estimator.setting
         self.lr_S = setting.each("lr")
         # In float64 and rounded: 0.6 of 25 steps are 15, not what float32 makes of it.
-        self.warm_steps_S = torch.tensor([round(c.warmup * self.steps) for c in configs])
+        self.warm_steps_S = torch.tensor([round(c.warmup * self.steps) for c, _ in own])
         # Drawn from streams of their own, so that a warm-up changes nothing else.
         self.warm = DirectFeedback(
-            Setting(self.shape, configs, [generator(s, WARMUP_STREAM) for s in seeds])
+            Setting(
+                self.shape,
+                [config for config, _ in own],
+                [generator(s, WARMUP_STREAM) for s in self.seeds],
+            )
         )
         self.last_feedback_SCD: Tensor | None = None
         if self.config.last == "dfa":
             size = (self.shape.classes, self.shape.width)
-            drawn = [torch.randn(size, generator=generator(s, LAST_STREAM)) for s in seeds]
+            drawn = [torch.randn(size, generator=generator(s, LAST_STREAM)) for s in self.seeds]
             self.last_feedback_SCD = torch.stack(drawn) / self.shape.classes**0.5
 
     @property
     def net(self) -> Net:
-        """Of all runs."""
+        """Of all rows."""
         return self.learners.net
 
     def restore(self) -> None:
@@ -140,7 +150,7 @@ class Training:
             for name, g in own.items():
                 found[name] = torch.where(beside(is_warming, g), found[name], g)
             self.update(found)
-        self.loss_S = trajectory.loss_SB.mean(1)
+        self.loss_S = trajectory.loss_SB.mean(1)[self.rows]
         self.step += 1
 
     def is_warming(self) -> Tensor:
@@ -175,7 +185,8 @@ class Training:
         found = self.measured("val")
         for run, context in enumerate(self.contexts):
             values = {"train/loss_nats": float(self.loss_S[run])} | found[run]
-            values |= {f"train/{name}_loss": float(v[run]) for name, v in self.fit.items()}
+            row = self.rows[run]
+            values |= {f"train/{name}_loss": float(v[row]) for name, v in self.fit.items()}
             context.log(values, step=self.step)
             if not math.isfinite(values["train/loss_nats"]):
                 context.event("diverged", f"the training loss is no number at step {self.step}")
@@ -188,33 +199,30 @@ class Training:
         shown = min(self.config.measured, len(parts[0]))
         x = torch.stack([part.x_NI[:shown] for part in parts])
         y = torch.stack([part.y_N[:shown] for part in parts])
-        estimator = self.learners.estimator
-        seeds = [context.seeds["init"] for context in self.contexts]
-        credit = diagnostics.report(self.net, estimator, x, y, seeds)
+        credit = diagnostics.report(self.net, self.learners.estimator, x, y, self.seeds)
         agreement = self.update_cosine(exploit.Batch(x, y))
         return [
             {
                 f"{split}/{name}": value
-                for name, value in {**a, **b, "update_cosine": float(c)}.items()
+                for name, value in {**scored[row], **credit[row], "update_cosine": own}.items()
             }
-            for a, b, c in zip(scored, credit, agreement, strict=True)
+            for row, own in zip(self.rows, agreement, strict=True)
         ]
 
-    def update_cosine(self, batch: exploit.Batch) -> Tensor:
-        """Cosine of the local gradients of encoder and blocks with the true gradient; [S]."""
+    def update_cosine(self, batch: exploit.Batch) -> list[float]:
+        """Cosine of each run's local gradients of encoder and blocks with the true gradient."""
         exact = self.net.to(torch.float64)
         wide = exploit.Batch(batch.x_SBI.double(), batch.y)
         trajectory = exact.trajectory(wide.x_SBI, wide.y)
-        rule = exploit.Rule(
-            normalise=self.config.normalise,
-            surrogate=self.config.surrogate,
-            eta=self.config.target_eta,
-            last_SCD=self.last_feedback_SCD,
-        )
-        with diagnostics.in_float64(self.learners.estimator) as estimator:
-            ours = exploit.update(exact, estimator, wide, rule)
         truth = gradients(exact, trajectory, exact.costates(trajectory))
-        return cosine(ours, {name: truth[name] for name in ours})
+        rules = [rule_of(config) for config in self.configs]
+        found: dict[exploit.Rule, Tensor] = {}
+        for rule in dict.fromkeys(rules):
+            with_last = replace(rule, last_SCD=self.last_feedback_SCD)
+            with diagnostics.in_float64(self.learners.estimator) as estimator:
+                ours = exploit.update(exact, estimator, wide, with_last)
+            found[rule] = cosine(ours, {name: truth[name] for name in ours})
+        return [float(found[rule][row]) for rule, row in zip(rules, self.rows, strict=True)]
 
     def finish(self, seconds_per_step: float) -> None:
         """Judge on the test part; hand over weights and results."""
@@ -229,6 +237,13 @@ class Training:
                 }
             )
             context.spent(steps=self.step, samples=self.step * self.orders[0].batch)
+
+
+def rule_of(config: TrainConfig) -> exploit.Rule:
+    """How a run's credit becomes an update, before it is clipped."""
+    return exploit.Rule(
+        normalise=config.normalise, surrogate=config.surrogate, eta=config.target_eta
+    )
 
 
 def shape_of(config: TrainConfig, data: Data) -> Shape:
