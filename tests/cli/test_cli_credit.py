@@ -141,6 +141,10 @@ def test_estimators_and_settings_are_listed(project):
     out = project("credit", "settings").stdout
     assert 'normalise = "per-layer"\n    Credit divided by' in out
     assert "test/copy_gamma\n    What gamma would be" in out
+    assert "snapshot_epochs" not in out
+    frozen = project("credit", "settings", "--task", "frozen").stdout
+    assert all(name in frozen for name in ("snapshot_epochs = 20", "exploit/all_raw_fair_nats\n"))
+    assert "gain = 0.5" in project("credit", "settings", "--task", "lq").stdout
 
 
 def test_an_estimator_of_ones_own(project):

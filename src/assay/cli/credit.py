@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter, validators
 
@@ -240,9 +240,14 @@ def estimators(*, json: Json = False) -> None:
 
 
 @app.command
-def settings() -> None:
-    """All settings of a run, for --set and for a study's [config], and the metrics that it reports."""
-    tell_settings(TrainConfig, ENGINE.tasks["train"].metrics)
+def settings(*, task: Literal["train", "frozen", "lq"] = "train") -> None:
+    """All settings of a run, for --set and for a study's [config], and the metrics that it reports.
+
+    Args:
+        task: Of a study; --set of `assay credit train` takes those of "train".
+    """
+    chosen = ENGINE.tasks[task]
+    tell_settings(chosen.config, chosen.metrics)
 
 
 def _spread(values: Sequence[float], digits: int = 3) -> str:

@@ -185,6 +185,10 @@ BROKEN = {
     "two sizes": ({"x_test": np.zeros((12, 4, 4))}, "images of one size"),
     "too few": ({"x_test": np.zeros((9, 3, 4)), "y_test": np.arange(9)}, "at least 10"),
     "no number": ({"x_test": np.full((12, 3, 4), np.nan)}, "Inputs .* x_test"),
+    "channels first": (
+        {"x_train": np.zeros((20, 3, 8, 8)), "x_test": np.zeros((12, 3, 8, 8))},
+        r"channels last, .* x_train is \[20, 3, 8, 8\]",
+    ),
     "words": ({"x_train": np.full((20, 3, 4), "a")}, "Inputs .* x_train"),
     "unseen class": (
         {"y_train": np.arange(20) % 3, "y_test": np.arange(12) % 5},

@@ -18,9 +18,10 @@ from credit_helpers import (
     trajectory_of,
     view_of,
 )
+from torch.autograd import forward_ad
 
 from assay.core.errors import ConfigError
-from assay.engines.credit.estimators.base import Estimator, credit_of, fitted
+from assay.engines.credit.estimators.base import Estimator, credit_of, fitted, gradients_of
 from assay.engines.credit.estimators.registry import ESTIMATORS, find, make
 from assay.engines.credit.firewall import DERIVATIVES, CreditError, View
 
@@ -160,13 +161,79 @@ def test_reverse_mode_through_a_block_is_caught(trick, kind):
         cheated(way, kind)
 
 
-@pytest.mark.parametrize(
-    "leave", [lambda view, t, h: view.tail([1], [h.unsqueeze(1)], t.y), lambda view, t, h: view.blocks(h.unsqueeze(1).expand(-1, 3, -1, -1))]
-)  # fmt: skip
-def test_what_the_view_computes_has_no_history(leave):
-    """Losses and blocks from the view's own methods cannot be differentiated at all."""
-    with pytest.raises(CreditError, match="Cheat took a reverse-mode derivative of what has none"):
-        cheated(leave)
+LEAKS = {
+    "tail": lambda view, t, h: view.tail([0], [h.unsqueeze(1)], t.y),
+    "tail beside its own": lambda view, t, h: h.square().sum() + view.tail([0], [h.unsqueeze(1)], t.y).sum(),
+    "tail functional": lambda view, t, h: (
+        torch.func.grad(lambda z: view.tail([0], [z.unsqueeze(1)], t.y).sum())(h),
+    ),
+    "tail functional, mapped": lambda view, t, h: (
+        torch.func.grad(
+            lambda z: torch.func.vmap(lambda n: view.tail([0], [n], t.y))(z[None, :, None]).sum()
+        )(h),
+    ),
+    "tail_jvp": lambda view, t, h: view.tail_jvp([0], [h.unsqueeze(1)], [h.unsqueeze(1)], t.y),
+    "blocks": lambda view, t, h: view.blocks(torch.stack([h] * 3, 1)),
+    "perturbed": lambda view, t, h: view.perturbed(t, torch.stack([h] * 3, 1)),
+    "perturbed_jvp": lambda view, t, h: view.perturbed_jvp(t, torch.stack([h] * 3, 1)),
+    "loss_at": lambda view, t, h: view.loss_at(t, {"blocks.bias": h[:, :3]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", LEAKS)
+def test_no_derivative_is_quietly_lost(way):
+    """What the view's own methods give has no history: reverse mode through it is an error, never 0."""
+    with pytest.raises(
+        CreditError, match=rf"Cheat gave view.{way.split()[0]} numbers that it is differentiating"
+    ):
+        cheated(LEAKS[way])
+
+
+def test_a_state_without_history_is_no_derivative():
+    """The same calls with detached numbers pass; forward mode has a method of its own."""
+
+    def way(view, t, h):
+        h = h.detach()
+        view.tail([0], [h.unsqueeze(1)], t.y)
+        return (view.tail_jvp([0], [h.unsqueeze(1)], [h.unsqueeze(1)], t.y)[:, 0, 0, :, None] * h,)
+
+    assert cheated(way).abs().max() > 0
+
+
+def test_forward_mode_is_declared():
+    """By torch.func or by dual numbers, the losses of states give no derivative."""
+    net = net_of(SHAPES["tanh"])
+    t, view = trajectory_of(net), View(net, "Cheat", frozenset({"tail"}))
+    h = t.h_SLBD[:, :1]
+    with pytest.raises(CreditError, match=r"declare and call view\.tail_jvp"):
+        torch.func.jvp(lambda z: view.tail([0], [z], t.y), (h,), (h,))
+    with (
+        forward_ad.dual_level(),
+        pytest.raises(CreditError, match=r"declare and call view\.tail_jvp"),
+    ):
+        view.tail([0], [forward_ad.make_dual(h, h)], t.y)
+
+
+OWN = {
+    "a name": ({"block.wieght": torch.zeros(3, 3, 6, 6)}, "gave a gradient of 'block.wieght'; the parameters .* blocks.weight"),
+    "a shape": ({"blocks.weight": torch.zeros(3, 6, 6)}, r"gradient of blocks.weight in the shape \[3, 3, 6, 6\].* got \[3, 6, 6\]"),
+    "no tensor": ({"blocks.weight": 0.0}, "gradient of blocks.weight .* got float"),
+    "no number": ({"blocks.weight": torch.full((3, 3, 6, 6), torch.nan)}, "gradient of blocks.weight that is no number"),
+    "no dict": ([], "must return a dict, .* got list"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", OWN)
+def test_gradients_of_ones_own_are_checked(fault):
+    """A method without credit is told what is wrong with its gradients, by its name and the parameter's."""
+    given, told = OWN[fault]
+    net = net_of(SHAPES["tanh"])
+    cls = type("Mine", (Cheat,), {"parameter_gradients": lambda self, t, view: given})
+    estimator = cls(estimator_of(net.shape, "zero").setting)
+    with pytest.raises(
+        CreditError, match=rf"(?s)stimator Mine .*{told}|parameter_gradients of .*{told}"
+    ):
+        gradients_of(estimator, trajectory_of(net), view_of(net, estimator))
 
 
 UNDECLARED = {
@@ -345,7 +412,7 @@ def test_an_estimator_without_a_setting_is_refused():
 @pytest.mark.parametrize(
     "backward",
     [
-        lambda t, view: view.tail([0], [t.h_SLBD[:, :1].clone().requires_grad_()], t.y).sum(),
+        lambda t, view: view.tail([0], [t.h_SLBD[:, :1]], t.y).sum(),
         lambda t, view: t.logits_SBC.sum(),
     ],
 )

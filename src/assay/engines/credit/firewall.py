@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 from torch.autograd.function import once_differentiable
 
 from assay.core.errors import AssayError
@@ -96,6 +97,10 @@ class View:
         net: Of all runs.
         who: Name of the estimator, for errors.
         declared: What it says that it uses.
+
+    Attributes:
+        shape: Of the nets.
+        sizes: Name of a parameter of the net → its shape, a leading axis of runs included.
     """
 
     def __init__(self, net: Net, who: str, declared: frozenset[Derivative]) -> None:
@@ -109,6 +114,7 @@ class View:
             return lambda h, weight: Guarded.apply(h, weight, who, index)
 
         self.shape = net.shape
+        self.sizes = {name: list(value.shape) for name, value in net.parameters.items()}
         self._guarded = replace(net, matmul=guarded)
         self._who = who
         self._declared = declared
@@ -123,6 +129,15 @@ class View:
                 "what it rests on."
             )
 
+    def _undifferentiated(self, method: str, *given: Tensor) -> None:
+        """Losses are given without their history: a derivative through them would quietly be none."""
+        if any(_is_followed(tensor) for tensor in given):
+            raise CreditError(
+                f"Estimator {self._who} gave view.{method} numbers that it is differentiating. Hidden "
+                "backpropagation is what an estimator must do without, and what comes back has no history. "
+                "Give it numbers.detach(), or declare and call view.tail_jvp for forward mode."
+            )
+
     @property
     def net(self) -> Net:
         """The net, whose reverse mode is barred."""
@@ -132,6 +147,7 @@ class View:
     def blocks(self, h_SLBD: Tensor) -> Tensor:
         """h_1 … h_L that each block makes of a given input of its own."""
         self._need("tail")
+        self._undifferentiated("blocks", h_SLBD)
         with torch.no_grad():
             return torch.stack(
                 [self._guarded.block(i, h) for i, h in enumerate(h_SLBD.unbind(1))], 1
@@ -149,6 +165,7 @@ class View:
             [S, layers, N, B].
         """
         self._need("tail")
+        self._undifferentiated("tail", *states)
         with torch.no_grad():
             return _sweep(self._guarded, layers, states, y, in_place=True)
 
@@ -157,6 +174,7 @@ class View:
     ) -> Tensor:
         """Derivatives of those losses along tangents of the states; as `tail`."""
         self._need("tail-jvp")
+        self._undifferentiated("tail_jvp", *states, *tangents)
         # Forward mode writes beside each number, so those that share one place must be copied.
         at = tuple(state.contiguous() for state in states)
         with torch.no_grad():
@@ -170,12 +188,14 @@ class View:
     def perturbed(self, trajectory: Trajectory, noise_SLBD: Tensor) -> Tensor:
         """Losses [S, B] where noise is added to h_0 … h_{L - 1}, each where it arises."""
         self._need("tail")
+        self._undifferentiated("perturbed", noise_SLBD)
         with torch.no_grad():
             return _with_noise(self._guarded, trajectory, noise_SLBD)
 
     def perturbed_jvp(self, trajectory: Trajectory, tangent_SLBD: Tensor) -> Tensor:
         """Derivative [S, B] of each loss along a tangent of h_0 … h_{L - 1} together."""
         self._need("tail-jvp")
+        self._undifferentiated("perturbed_jvp", tangent_SLBD)
         with torch.no_grad():
             change = torch.func.jvp(
                 lambda noise: _with_noise(self._guarded, trajectory, noise),
@@ -187,6 +207,7 @@ class View:
     def loss_at(self, trajectory: Trajectory, change: Mapping[str, Tensor]) -> Tensor:
         """Mean loss [S] of the batch where the parameters are changed by so much."""
         self._need("tail")
+        self._undifferentiated("loss_at", *change.values())
         moved = {name: self._guarded.parameters[name] + value for name, value in change.items()}
         return (
             self._guarded.having(moved).trajectory(trajectory.x_SBI, trajectory.y).loss_SB.mean(1)
@@ -224,6 +245,18 @@ class View:
         """The true costates of h_0 … h_L: what all others must do without."""
         self._need("oracle")
         return self.__net.costates(trajectory)
+
+
+def _is_followed(tensor: Tensor) -> bool:
+    """Whether a tensor is being differentiated, by autograd or by torch.func."""
+    functorch = torch._C._functorch
+    if torch.is_grad_enabled() and tensor.requires_grad:
+        return True
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_gradtrackingtensor(tensor):
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return unpack_dual(tensor).tangent is not None
 
 
 def _vjp(function: Callable[[Tensor], Tensor], h: Tensor, credit: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 from assay.core.errors import ConfigError
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+MOST_CHANNELS = 4
 FOLDERS = ("fashion-mnist", "cifar10")
 """Sets that lie in the data folder under these names."""
 
@@ -90,6 +91,11 @@ def _check(name: str, arrays: dict[str, np.ndarray]) -> None:
             raise ConfigError(
                 f"Data {name!r} must have x_train [N, …], y_train [N], x_test [M, …], y_test [M] with "
                 f"images of one size and at least 10 of each; got {shapes}."
+            )
+        if x.ndim == 4 and x.shape[-1] > MOST_CHANNELS:
+            raise ConfigError(
+                f"Images of data {name!r} must have their channels last, [N, height, width, channels], at most "
+                f"{MOST_CHANNELS}; x_{which} is {list(x.shape)}. Save x.transpose(0, 2, 3, 1) if they come first."
             )
         is_whole = np.issubdtype(y.dtype, np.integer)
         if not is_whole or y.min() < 0:

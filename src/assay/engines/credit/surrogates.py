@@ -127,12 +127,7 @@ def _encoder(net: Net, trajectory: Trajectory, out: Tensor) -> dict[str, Tensor]
     samples = out.shape[1]
     if net.shape.block != "plain":
         return {"encoder.weight": torch.bmm(trajectory.x_SBI.mT, out).div_(samples)}
-    z = torch.baddbmm(
-        net.parameters["encoder.bias"].unsqueeze(1),
-        trajectory.x_SBI,
-        net.parameters["encoder.weight"],
-    )
-    back = out * slope(net.shape.activation, z) / samples
+    back = out * slope(net.shape.activation, net.affine(trajectory.x_SBI)) / samples
     return {"encoder.weight": torch.bmm(trajectory.x_SBI.mT, back), "encoder.bias": back.sum(1)}
 
 

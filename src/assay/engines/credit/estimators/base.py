@@ -167,10 +167,37 @@ def gradients_of(
     """What a method without credit gives instead: gradients by the parameters' names; None of others.
 
     Raises:
-        CreditError: The batch is no longer what it was.
+        CreditError: One is of no parameter, of another shape, or no number; or the batch is no longer what
+            it was.
     """
     with untouched(estimator, trajectory):
-        return estimator.parameter_gradients(trajectory, view)
+        given = estimator.parameter_gradients(trajectory, view)
+    if given is None:
+        return None
+    if not isinstance(given, dict):
+        raise CreditError(
+            f"parameter_gradients of estimator {estimator.name} must return a dict, name of a parameter → "
+            f"gradient, or None; got {type(given).__name__}."
+        )
+    sizes = view.sizes
+    for name, value in given.items():
+        if name not in sizes:
+            raise CreditError(
+                f"Estimator {estimator.name} gave a gradient of {name!r}; the parameters of this net are "
+                f"{', '.join(sizes)}."
+            )
+        told = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        if told != sizes[name]:
+            raise CreditError(
+                f"Estimator {estimator.name} must give the gradient of {name} in the shape {sizes[name]}, a "
+                f"leading axis of runs included; got {told}."
+            )
+        if not math.isfinite(float(value.sum())) and not torch.isfinite(value).all():
+            raise CreditError(
+                f"Estimator {estimator.name} gave a gradient of {name} that is no number. Lower est_lr or the "
+                "net's lr, or look at what it divides by."
+            )
+    return given
 
 
 @contextmanager

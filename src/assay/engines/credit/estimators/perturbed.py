@@ -208,6 +208,7 @@ class WeightPerturbation(Estimator):
         """0: its gradient goes straight to the weights."""
         return torch.zeros_like(trajectory.h_SLBD[:, :-1])
 
+    @torch.no_grad()
     def parameter_gradients(self, trajectory: Trajectory, view: View) -> dict[str, Tensor]:
         """Central difference of the mean loss along one direction, times that direction."""
         own = _hidden(view.net)
