@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from assay.engines.concepts.analysis import analyse, collect, input_dependence, measure, similarity
+from assay.engines.concepts.analysis import analyse, collect, input_dependence, measure
 from assay.engines.concepts.analysis_figure import draw
 from assay.engines.concepts.analysis_metrics import LEVELS, METRICS, STATIC, level, under
 from assay.engines.concepts.attention_use import AttentionUse
@@ -213,18 +213,6 @@ def test_collapsed_numbers_are_counted():
     concepts[..., 3] *= 1e-5
     concepts[..., 4] *= 1e-3
     assert measure(concepts)["dims_collapsed"] == 2
-
-
-def test_similarity_is_the_cosine_of_means():
-    """1 for a text and itself, −1 for its opposite; slots may be in any order."""
-    a, b = drawn(3, 4, 5), drawn(3, 4, 5, seed=1)
-    assert similarity(a, a.flip(1)).tolist() == pytest.approx([1, 1, 1], rel=1e-9)
-    assert similarity(a, -2 * a).tolist() == pytest.approx([-1, -1, -1], rel=1e-9)
-    p, q = a.mean(1).numpy(), b.mean(1).numpy()
-    wanted = [x @ y / np.linalg.norm(x) / np.linalg.norm(y) for x, y in zip(p, q, strict=True)]
-    assert similarity(a, b).tolist() == pytest.approx(wanted, rel=1e-9)
-    with pytest.raises(ValueError, match="same shape"):
-        similarity(a, b[:, :2])
 
 
 def test_attention_is_its_formulas():

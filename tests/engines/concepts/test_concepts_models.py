@@ -10,6 +10,8 @@ from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
+    BertConfig,
+    BertForMaskedLM,
     set_seed,
 )
 
@@ -114,6 +116,26 @@ def test_a_stored_model_is_the_same_model(tmp_path, decoder, tied):
         model(ids, mask, labels, time=time).loss, again(ids, mask, labels, time=time).loss
     )
     assert AutoConfig.from_pretrained(tmp_path).t_min == 0.3
+
+
+@pytest.mark.parametrize(
+    "kind", [ConceptModel, ConceptForMaskedLM, ConceptForSequenceClassification]
+)
+@pytest.mark.parametrize("places", [16, 512])
+def test_a_checkpoint_of_another_kind_is_no_concept_model(tmp_path, kind, places):
+    """The library would load it with a warning, all weights random."""
+    small = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    other = BertConfig(vocab_size=300, max_position_embeddings=places, **small)
+    BertForMaskedLM(other).save_pretrained(tmp_path)
+    with pytest.raises(
+        ConfigError, match=f"{kind.__name__} loads .*'concept_encoder'; .* of type 'bert'"
+    ):
+        kind.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("head", HEADS)

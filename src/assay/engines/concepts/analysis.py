@@ -179,19 +179,6 @@ def input_dependence(concepts_TCH: Tensor) -> tuple[float, float, Tensor]:
     )
 
 
-def similarity(concepts_TCH: Tensor, others_TCH: Tensor) -> Tensor:
-    """Zero-shot similarity of pairs of texts: the cosine of the means of their concepts, [T].
-
-    Raises:
-        ValueError: Shapes differ.
-    """
-    if concepts_TCH.shape != others_TCH.shape:
-        raise ValueError(
-            f"pairs must have the same shape; got {tuple(concepts_TCH.shape)} and {tuple(others_TCH.shape)}"
-        )
-    return functional.cosine_similarity(_pooled(concepts_TCH), _pooled(others_TCH), dim=-1)
-
-
 def _check(concepts_TCH: Tensor) -> None:
     if concepts_TCH.dim() != 3 or len(concepts_TCH) < 2 or not concepts_TCH.numel():
         raise ValueError(

@@ -227,6 +227,10 @@ METRICS: Mapping[str, Metric] = {
 """Name → meaning. Those of attention are means over the layers that were collected."""
 
 
+CHIEF = ("input_dependence", "rank_mean", "rank_text", "rank_input", "cosine_mean")
+"""Measures that are logged while training, and of an encoder before it; at the end all are."""
+
+
 def under(split: str) -> dict[str, Metric]:
     """The definitions as a task declares them: `split/name`.
 

@@ -119,6 +119,11 @@ def _lines(path: Path) -> Sequence[str]:
             f"A corpus must be UTF-8 text; {path} is not at byte {error.start}. Convert it, or give the text "
             "file that was meant."
         ) from error
+    if "\0" in text:
+        raise ConfigError(
+            f"A corpus must be UTF-8 text; {path} has zero bytes, as UTF-16 and binary files have. Convert it, "
+            "or give the text file that was meant."
+        )
     found = tuple(line for line in text.splitlines() if len(line.strip()) >= LEAST_CHARACTERS)
     if not found:
         raise ConfigError(f"A corpus must hold text; {path} has no line of it. Give another file.")

@@ -59,6 +59,12 @@ class ConceptOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
+FETCHING = frozenset(
+    {"cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder"}
+)
+"""Settings of `from_pretrained` that say where a checkpoint is."""
+
+
 class ConceptPreTrainedModel(PreTrainedModel):
     """First weights, loading and saving of all models of this package."""
 
@@ -67,6 +73,27 @@ class ConceptPreTrainedModel(PreTrainedModel):
     base_model_prefix = "encoder"
     main_input_name = "input_ids"
     _supports_sdpa = True
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *model_args: Any, **settings: Any
+    ) -> Any:
+        """As the library's; but a checkpoint of another kind is refused, which it would load as random weights.
+
+        Raises:
+            ConfigError: It is of another kind.
+        """
+        place = pretrained_model_name_or_path
+        if settings.get("config") is None and place is not None:
+            asked = {name: settings[name] for name in FETCHING & settings.keys()}
+            found, _ = ConceptConfig.get_config_dict(place, **asked)
+            kind = found.get("model_type", ConceptConfig.model_type)
+            if kind != ConceptConfig.model_type:
+                raise ConfigError(
+                    f"{cls.__name__} loads checkpoints of type {ConceptConfig.model_type!r}; {str(place)!r} is of "
+                    f"type {kind!r}. Load it with the library's Auto classes."
+                )
+        return super().from_pretrained(place, *model_args, **settings)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

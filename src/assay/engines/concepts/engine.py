@@ -7,7 +7,7 @@ from typing import Any, get_args
 from assay.core.engine import Engine, Metric, RunContext, Task
 from assay.core.errors import ConfigError
 from assay.engines import facts
-from assay.engines.concepts.analysis_metrics import under
+from assay.engines.concepts.analysis_metrics import CHIEF, under
 from assay.engines.concepts.config import ConceptLoss, CostConfig, PretrainConfig
 from assay.engines.concepts.corpus import HUB, PYTHON, digest
 from assay.engines.concepts.labels import METRICS as LABELLED
@@ -151,7 +151,8 @@ ENGINE = Engine(
             | _held("test")
             | GUESSED
             | under("val")
-            | under("test"),
+            | under("test")
+            | {name: under("untrained")[name] for name in (f"untrained/{n}" for n in CHIEF)},
             run=_train,
             budget=("steps",),
             check=check,

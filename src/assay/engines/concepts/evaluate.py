@@ -156,7 +156,8 @@ def frozen_ways(
     bare = []
     for seed in seeds:
         set_seed(seed)
-        bare.append(type(model)(model.config))
+        untrained: Any = type(model)(model.config)
+        bare.append(untrained.to(model.device))
     for suffix, models in (("", [model]), (UNTRAINED, bare)):
         if parts.task.is_pair and parts.task.is_regression:
             found = [zero_shot(each, tokenizer, parts, max_length=length) for each in models]

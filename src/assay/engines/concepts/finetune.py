@@ -169,10 +169,15 @@ def classifier(checkpoint: str | Path, task: Task, head: str | None = None) -> P
     except Exception as error:
         raise ConfigError(
             f"The checkpoint {place!r} cannot be loaded for task '{task.name}': {type(error).__name__}: "
-            f"{error}. Give a pretrained model, not one that was trained for another task."
+            f"{_brief(error)}. Give a pretrained model of texts, not one that was trained for another task."
         ) from error
     _check_pretrained(model, loaded["missing_keys"], place)
     return model
+
+
+def _brief(error: Exception) -> str:
+    """What the library says, without the names of all kinds of models that it knows."""
+    return str(error).partition("Model type should be one of")[0].strip().removesuffix(".")
 
 
 def _checked_head(head: str, task: Task) -> Head:
@@ -222,10 +227,11 @@ def fine_tune(
     config: FineTuneConfig,
     *,
     seed: int,
+    device: str = "cpu",
 ) -> FineTuned:
     """Train on `train`, take the epoch that is best on `chosen`, and measure its weights on `reported`.
 
-    By the library's Trainer, on the CPU, in this process. The same seed gives the same numbers with
+    By the library's Trainer, in this process. The same seed gives the same numbers with
     as many threads. **Sets the global seeds** of Python, numpy and torch: dropout and the library's
     first weights draw from torch's global generator, and cannot be given one of their own.
 
@@ -236,6 +242,7 @@ def fine_tune(
         parts: Of the task. A pair is one text [CLS] a [SEP] b [SEP], of the head "pair" two.
         config: How.
         seed: Of the head's first weights, the order of the examples and dropout.
+        device: "cpu", or any other for the first GPU that this process may use.
 
     Raises:
         ConfigError: Texts may be longer than the model's places, or the training diverged.
@@ -250,7 +257,7 @@ def fine_tune(
     with quiet(), tempfile.TemporaryDirectory(prefix="assay-") as folder:
         trainer = Trainer(
             model=model,
-            args=_arguments(folder, config, parts.task, seed),
+            args=_arguments(folder, config, parts.task, seed, device),
             train_dataset=rows(parts.train),
             eval_dataset=rows(parts.chosen),
             data_collator=_Collator(tokenizer),
@@ -284,7 +291,9 @@ def _with_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) ->
     return model
 
 
-def _arguments(folder: str, config: FineTuneConfig, task: Task, seed: int) -> TrainingArguments:
+def _arguments(
+    folder: str, config: FineTuneConfig, task: Task, seed: int, device: str
+) -> TrainingArguments:
     return TrainingArguments(
         output_dir=folder,
         seed=seed,
@@ -304,7 +313,7 @@ def _arguments(folder: str, config: FineTuneConfig, task: Task, seed: int) -> Tr
         load_best_model_at_end=True,
         metric_for_best_model=task.first,
         greater_is_better=True,
-        use_cpu=True,
+        use_cpu=device == "cpu",
         # Pinned memory is for GPUs, and columns are those that the model takes.
         dataloader_pin_memory=False,
         remove_unused_columns=False,

@@ -6,12 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers import PreTrainedTokenizerFast, set_seed
 
 from assay.engines.concepts.analysis import collect, measure
+from assay.engines.concepts.analysis_metrics import CHIEF
 from assay.engines.concepts.collators import Batch, Collator, Texts, padded
+from assay.engines.concepts.config import PretrainConfig
 from assay.engines.concepts.masked import IGNORED, ConceptForMaskedLM
 from assay.engines.concepts.modes import evaluating
-from assay.engines.concepts.prepare import Prepared
+from assay.engines.concepts.prepare import Prepared, model_of
 from assay.engines.concepts.probes import gradient_by_time, word_order
 from assay.engines.concepts.tokens import Blocks
 
@@ -19,8 +22,6 @@ HELD_SEED = 0
 """Of what is hidden in held-out texts: the same for every run, so that runs are asked the same."""
 COUNTED = 1024
 """Blocks whose tokens are counted at once."""
-CHIEF = ("input_dependence", "rank_mean", "rank_text", "rank_input", "cosine_mean")
-"""Measures of the concepts that are logged while training; at the end all are."""
 
 
 class Held:
@@ -50,7 +51,7 @@ class Held:
         """What guessing by the frequencies of the texts trained on reaches, without reading: see `by_frequency`."""
         labels = torch.cat([batch["labels"].flatten() for batch in self.batches[split]])
         nats, right = by_frequency(
-            self.data.train, labels[labels != IGNORED], len(self.data.tokenizer)
+            self.data.train, labels[labels != IGNORED].numpy(), self.data.tokenizer
         )
         return {f"{split}/unigram_nats": nats, f"{split}/majority_accuracy": right}
 
@@ -64,13 +65,28 @@ class Held:
         found = {"probe/word_order_accuracy": order}
         if isinstance(model, ConceptForMaskedLM) and model.config.decoder_type == "diffusion":
             lengths = gradient_by_time(model, texts, tokenizer, prefix=prefix, batch=self.batch)
-            found |= {f"gradient/at_{time:.1f}": length for time, length in lengths.items()}
+            found |= {f"gradient/at_{time:g}": length for time, length in lengths.items()}
         return found
 
     def concepts(self, model: ConceptForMaskedLM, most: int) -> Tensor:
         """Of the first so many texts of the last part, [texts, C, H]."""
         batches = self._batches("test", most)
         return collect(model.encoder, batches, attentions="none").concepts_TCH
+
+    def untrained(self, config: PretrainConfig, seed: int, device: Any) -> dict[str, float]:
+        """The chief measures of what the encoder made of the last part before any training.
+
+        Args:
+            config: Of the run.
+            seed: Of first weights: the global generator is set to it.
+            device: Where to compute.
+        """
+        set_seed(seed)
+        model: Any = model_of(config, self.data.tokenizer)
+        if not isinstance(model, ConceptForMaskedLM):
+            return {}
+        found = self._concepts(model.to(device), "test")
+        return {f"untrained/{name}": found[name] for name in CHIEF}
 
     def _batches(self, split: str, most: int | None = None) -> list[dict[str, Tensor]]:
         rows = self.parts[split].ids[:most]
@@ -109,24 +125,29 @@ def asked_for(logits: Tensor, labels_BN: Tensor) -> tuple[Tensor, Tensor]:
     return (logits if logits.dim() == 2 else logits[where]), labels_BN[where]
 
 
-def by_frequency(train: Blocks, wanted: Tensor, vocabulary: int) -> tuple[float, float]:
+def by_frequency(
+    train: Blocks, wanted: np.ndarray, tokenizer: PreTrainedTokenizerFast
+) -> tuple[float, float]:
     """Answers that no text is read for.
 
     Args:
-        train: Texts whose tokens are counted, each once more (Laplace), so that none is impossible.
+        train: Texts whose tokens are counted, each once more (Laplace), so that none is impossible; special
+            ones where they are asked for, since most objectives never do.
         wanted: Ids that are asked for, [T].
-        vocabulary: How many ids there are.
+        tokenizer: Of the ids.
 
     Returns:
         Mean -ln of the share of the wanted tokens, in nats, and how often the most frequent token is right.
     """
-    counts = np.ones(vocabulary)
+    counts = np.ones(len(tokenizer))
     # Many blocks at once: a count of one block alone would touch the whole vocabulary for few tokens.
     for first in range(0, len(train), COUNTED):
         together = np.concatenate(train.ids[first : first + COUNTED])
-        counts += np.bincount(together, minlength=vocabulary)
-    nats = -np.log(counts / counts.sum())[wanted.numpy()].mean()
-    return float(nats), float((wanted == int(counts.argmax())).double().mean())
+        counts += np.bincount(together, minlength=len(counts))
+    special = np.setdiff1d(tokenizer.all_special_ids, wanted)
+    counts[special] = 0
+    shares = counts / counts.sum()
+    return float(-np.log(shares[wanted]).mean()), float((wanted == counts.argmax()).mean())
 
 
 def _batches(blocks: Blocks, corrupt: Collator, batch: int) -> list[Batch]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
@@ -39,6 +40,7 @@ def judge(
     *,
     seed: int,
     data_dir: Path | None,
+    device: str = "cpu",
 ) -> dict[str, float]:
     """Every task of the settings, every way of answering it: name → value on the reported part.
 
@@ -50,6 +52,7 @@ def judge(
         tokenizer: Of the model.
         seed: Of heads and of untrained models.
         data_dir: The data folder.
+        device: Where models compute.
 
     Raises:
         ConfigError: Examples are not there or not as they should be.
@@ -58,14 +61,16 @@ def judge(
     found: dict[str, float] = {}
     for name in config.evaluate:
         parts, ways = _baselines(name, data_dir, config.tune_examples)
-        model = classifier(folder, parts.task, head)
+        model: Any = classifier(folder, parts.task, head)
+        model.to(device)
         frozen = frozen_ways(model, tokenizer, parts, config.seq_len, [seed])
         measured: dict[str, Mapping[str, float]] = {
             way: {m: of_seed for m, (of_seed,) in values.items()} for way, values, _ in frozen
         }
         if config.tune_epochs:
             make = partial(classifier, folder, parts.task, head)
-            measured[TUNED] = fine_tune(make, tokenizer, parts, _tuning(config), seed=seed).reported
+            tuned = fine_tune(make, tokenizer, parts, _tuning(config), seed=seed, device=device)
+            measured[TUNED] = tuned.reported
         for way, values in {**ways, **measured}.items():
             found |= {f"{name}/{BEGINNINGS[way]}{metric}": v for metric, v in values.items()}
     return found

@@ -46,8 +46,8 @@ def _of(task: Task) -> dict[str, Metric]:
 METRICS: dict[str, Metric] = {
     name: metric for task in TASKS.values() for name, metric in _of(task).items()
 }
-TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Shares of hidden tokens at which the gradient is measured."""
+TIMES = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9)
+"""Shares of hidden tokens at which the gradient is measured: one below where the source's weights end to grow."""
 PROBES: dict[str, Metric] = {
     "probe/word_order_accuracy": Metric(
         says="Share of held-out texts that a linear model tells from the same with neighbouring tokens swapped, on "
@@ -58,9 +58,9 @@ PROBES: dict[str, Metric] = {
         chance=0.5,
     ),
     **{
-        f"gradient/at_{time:.1f}": Metric(
-            says=f"Length of the task loss's gradient where a share {time:.1f} of a text is hidden, by all tokens; mean "
-            "over batches of held-out texts.",
+        f"gradient/at_{time:g}": Metric(
+            says=f"Length of the task loss's gradient where a share {time:g} of each text is hidden, weighted as in "
+            "training and divided as in a batch of all shares; mean over batches of held-out texts.",
             low=0.0,
         )
         for time in TIMES

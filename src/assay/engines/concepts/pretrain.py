@@ -321,6 +321,7 @@ def _finish(
     held = recorder.held
     found = held.measure(model, "test") | held.guessed("test")
     found |= held.probe(model, prefix=config.objective == "prefix")
+    found |= held.untrained(config, context.seeds["init"], model.device)
     found |= {
         "train/grad_norm_max": recorder.notes["longest"],
         "train/grad_norm_max_late": recorder.notes["longest_late"],
@@ -335,7 +336,12 @@ def _finish(
         tokenizer.save_pretrained(folder)
         if trainer.args.process_index == 0:
             found |= judge(
-                config, folder, tokenizer, seed=context.seeds["init"], data_dir=context.data_dir
+                config,
+                folder,
+                tokenizer,
+                seed=context.seeds["init"],
+                data_dir=context.data_dir,
+                device=context.device,
             )
         context.save("model.zip", packed(folder))
     if isinstance(model, ConceptForMaskedLM):

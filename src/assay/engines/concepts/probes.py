@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from assay.engines.concepts.collators import Noise, Texts, padded
 from assay.engines.concepts.frozen import mean_state
 from assay.engines.concepts.labels import TIMES
+from assay.engines.concepts.masked import loss_divisor
 from assay.engines.concepts.modes import evaluating
 from assay.engines.concepts.tokens import Blocks
 
@@ -74,10 +75,11 @@ def swapped(ids_N: np.ndarray, draw: np.random.Generator) -> np.ndarray:
 def gradient_by_time(
     model: Any, texts: Blocks, tokenizer: PreTrainedTokenizerFast, *, prefix: bool, batch: int = 32
 ) -> dict[float, float]:
-    """Length of the gradient that texts give of which a share t is hidden, mean over batches of held-out texts.
+    """Length of the gradient of texts of which a share t is hidden, mean over batches of held-out texts.
 
-    The losses of their hidden tokens are summed, weighted by the time as in training, and divided by
-    all tokens, hidden or not: so lengths at different t can be compared.
+    Their losses are summed, weighted by the time as in training, and divided by what a batch of texts with
+    every t in turn would be divided by: so lengths at different t can be compared, and tell what each part of
+    such a batch counts.
 
     Args:
         model: With the diffusion decoder.
@@ -89,18 +91,25 @@ def gradient_by_time(
     parameters = [p for p in model.parameters() if p.requires_grad]
     source = Texts(texts, 0)
     examples = [source[i] for i in range(len(source))]
-    found: dict[float, float] = {}
+    lengths: dict[float, list[float]] = {time: [] for time in TIMES}
     with evaluating(model):
-        for time in TIMES:
-            corrupt = Noise(tokenizer, time, time, prefix=prefix)
-            lengths = []
-            for first in range(0, len(examples), batch):
-                batched = corrupt(examples[first : first + batch])
-                made = {name: value.to(model.device) for name, value in batched.items()}
-                tokens = made["decoder_attention_mask"].sum()
-                loss = model(**made, divisor=tokens).loss
+        for first in range(0, len(examples), batch):
+            divisors, made = [], {}
+            for time in TIMES:
+                found = Noise(tokenizer, time, time, prefix=prefix)(examples[first : first + batch])
+                made[time] = {name: value.to(model.device) for name, value in found.items()}
+                divisors.append(
+                    loss_divisor(
+                        model.config.time_weight,
+                        made[time]["labels"],
+                        made[time]["decoder_attention_mask"],
+                        made[time]["time"],
+                    )
+                )
+            divisor = torch.stack(divisors).mean()
+            for time, texts_of_it in made.items():
+                loss = model(**texts_of_it, divisor=divisor).loss
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
                 square = sum(float(g.square().sum()) for g in gradients if g is not None)
-                lengths.append(square**0.5)
-            found[time] = float(np.mean(lengths))
-    return found
+                lengths[time].append(square**0.5)
+    return {time: float(np.mean(found)) for time, found in lengths.items()}
