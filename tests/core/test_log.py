@@ -121,6 +121,55 @@ def test_study_without_local_runs_keeps_its_section(project):
     assert (log.compared, log.kept, log.gone) == ((), ("s",), ())
 
 
+BOUND = "It reached 0.22<!--assay:s/a test/score-->, and 3 others less."
+
+
+def noted(project, text):
+    """A project whose study has this note."""
+    project.settings.notes_dir.mkdir(exist_ok=True)
+    (project.settings.notes_dir / "s.md").write_text(text, "utf-8")
+    return project
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", "Words.\n\nMore of them: 4."),
+        (BOUND, ""),
+        (BOUND, "Other words."),
+        (BOUND, f"Now with a reason.\n{BOUND}\n\nAnd {BOUND}"),
+        ("Words: 4.", "```\n0.9<!--assay:s/a test/score-->\n```"),
+    ],
+)
+def test_prose_of_a_kept_section_is_as_it_is_now(project, before, after):
+    """A note needs no runs to be mended: the log is what it would be where the runs are."""
+    old = write(noted(project, before)).text
+    there = write(noted(project, after), old=old).text
+    assert there != old
+    shutil.rmtree(project.runs)
+    log = write(project, old=old)
+    assert log.text == there
+    assert log.kept == ("s",)
+    assert not check_log(log.text, write(project, old=log.text).text)
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        "0.23<!--assay:s/a test/score-->",
+        "0.22<!--assay:s/b test/score-->",
+        "<!--assay:s/a test/score-->",
+    ],
+)
+def test_a_number_that_was_never_held_against_runs_is_refused(project, number):
+    """Another value, another binding, or a mark without a number."""
+    old = write(noted(project, BOUND)).text
+    shutil.rmtree(project.runs)
+    told = r"s\.md: line 2 of the note binds .* runs are not on this machine"
+    with pytest.raises(StudyError, match=told):
+        write(noted(project, f"{BOUND}\nAnd {number}."), old=old)
+
+
 def test_kept_section_that_was_edited_stays_noticed(project):
     """Writing the log without the runs does not launder an edit by hand."""
     text = write(project).text

@@ -90,6 +90,22 @@ def check_text(text: str, evidence: Callable[[str], StudyEvidence]) -> list[Mism
     return found
 
 
+def bindings(text: str) -> list[tuple[int, str]]:
+    """The bound numbers of a text as they are written, each with its mark, and their lines."""
+    found = []
+    for number, line in _outside_fences(text):
+        for mark in MARK.finditer(line):
+            written = _before(line, mark)
+            found.append((number, (written[0] if written else "") + mark[0]))
+    return found
+
+
+def _before(line: str, mark: re.Match[str]) -> re.Match[str] | None:
+    """The number right before a mark; not in the mark before it, which may stand close by."""
+    start = max(0, mark.start() - WINDOW)
+    return WRITTEN.search(line[start : mark.start()].rpartition("-->")[2])
+
+
 def fixed_text(text: str, evidence: Callable[[str], StudyEvidence]) -> tuple[str, list[str]]:
     """A text in which every bound number that does not hold is what its runs say now.
 
@@ -241,9 +257,7 @@ def _line(line: str, number: int, evidence: Callable[[str], StudyEvidence]) -> I
     if len(marks) != sum(1 for _ in OPENING.finditer(line)):
         yield Mismatch(line=number, message="a binding that does not end with --> on its line")
     for mark in marks:
-        # Not into the mark before, which may stand close by.
-        before = line[max(0, mark.start() - WINDOW) : mark.start()].rpartition("-->")[2]
-        written = WRITTEN.search(before)
+        written = _before(line, mark)
         if written is None:
             message = f"{mark[0]!r}: a binding without a number right before it"
             yield Mismatch(line=number, message=message)

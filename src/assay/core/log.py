@@ -2,7 +2,7 @@
 
 One section a study, between two marks. The end mark carries the digest of the section, so that an
 edited line is noticed even where the runs are not at hand; a study without runs on this machine
-keeps the section that it has.
+keeps the section that it has, with the note as it is now.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from pathlib import Path
 from assay.core.bound import (
     Mismatch,
     RunsElsewhereError,
+    bindings,
     check_text,
     fixed_text,
     unbound_numbers,
@@ -27,7 +28,7 @@ from assay.core.files import write_atomic
 from assay.core.index import Index
 from assay.core.ledger import Event
 from assay.core.replication import reported_page
-from assay.core.section import study_section
+from assay.core.section import note_parts, study_section
 from assay.core.settings import Settings
 from assay.core.study import Study
 from assay.core.verdict import StudyVerdict, judge_study
@@ -44,6 +45,7 @@ SECTION = re.compile(
 )
 
 
+CLAIMS = re.compile("^### Claims$", re.MULTILINE)
 FIGURE = re.compile(
     rf"^`(?P<path>figures/[^`\n]+)`: sha256 `(?P<digest>[0-9a-f]{{{DIGEST_LENGTH}}})`$",
     re.MULTILINE,
@@ -59,7 +61,7 @@ class Log:
         text: All of `EXPERIMENTS.md`.
         figures: Files that it shows.
         compared: Studies whose section was computed from runs.
-        kept: Studies whose section was kept, since their runs are not on this machine.
+        kept: Studies whose section was kept but for its prose, since their runs are not on this machine.
         gone: Studies whose section was kept, since they have no study file any more.
     """
 
@@ -104,7 +106,7 @@ def write_log(
     for study in sorted(studies, key=lambda s: s.id):
         there = run_counts.get(study.id) or index.broken(study.id)
         if study.id in before and not there:
-            sections[study.id] = before[study.id][0]  # Its digest too: edits stay visible.
+            sections[study.id] = _with_note(before[study.id], settings.notes_dir / f"{study.id}.md")
             headlines[study.id] = (study.table.question, _headline(before[study.id]))
             kept.append(study.id)
             continue
@@ -158,6 +160,33 @@ def _section(
     note = _note(settings.notes_dir / f"{study.id}.md")
     home = settings.environment.get("HOME", "")
     return _wrap(study.id, study_section(result, index, events, names, note, home))
+
+
+def _with_note(section: re.Match[str], path: Path) -> str:
+    """A section whose runs are elsewhere, with the note as it is now.
+
+    Only its numbers need runs: those that are bound must be among those that were held against them.
+
+    Raises:
+        StudyError: The note binds another number, or cannot be included.
+    """
+    body = section["body"]
+    parts = body.split("\n\n", 2)
+    claims = list(CLAIMS.finditer(parts[-1]))
+    if hashlib.sha256(body.encode()).hexdigest() != section["digest"] or len(claims) != 1:
+        return section[0]  # An edit stays visible, by its digest.
+    old, rest = parts[-1][: claims[0].start()], parts[-1][claims[0].start() :]
+    note = _note(path)
+    held = {binding for _, binding in bindings(old)}
+    for line, binding in bindings(note):
+        if binding not in held:
+            raise StudyError(
+                f"{path}: line {line} of the note binds {binding!r}, which the log's section of '{section['id']}' "
+                "does not have, and its runs are not on this machine to hold it against. Leave the number "
+                "unbound, or run `assay log` where the runs are."
+            )
+    head = "\n\n".join(parts[:2]) + "\n"
+    return _wrap(section["id"], "\n".join([head, *note_parts(note), rest]))
 
 
 def _headline(section: re.Match[str]) -> str:

@@ -61,7 +61,7 @@ def study_section(
     parts = [
         f"## {study.id}: {result.headline}\n",
         f"{study.table.question}\n",
-        *_note(note),
+        *note_parts(note),
         "### Claims\n",
         _claims(study.id, result.judgements, revisions(events, study.id), clean),
         "### Results\n",
@@ -115,7 +115,8 @@ def _reason(event: Event, clean: Clean) -> str:
     return clean(" ".join(str(event.body["because"]).split())).replace("<!--", "<! --")
 
 
-def _note(note: str) -> Iterator[str]:
+def note_parts(note: str) -> Iterator[str]:
+    """A person's prose as a section shows it, and how many of its numbers are unbound."""
     if not note:
         return
     yield f"{note}\n"
