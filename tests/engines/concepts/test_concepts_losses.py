@@ -34,6 +34,8 @@ def by_hand(name, c):
     apart = np.exp(-2 * (2 - 2 * cos)).mean()
     slots = c.shape[1]
     nearest = cos.reshape(len(c), slots, slots - 1).max(-1)
+    deviations = np.maximum(0, 1 - np.sqrt(c.var(0, ddof=1) + 1e-4)).mean()
+    texts = np.exp(-2 * (2 - 2 * pairs(c.mean(1)[None]))).mean()
     return {
         "orthogonality": (cos**2).mean(),
         "soft-orthogonality": (np.maximum(0, np.abs(cos) - 0.1) ** 2).mean(),
@@ -43,7 +45,9 @@ def by_hand(name, c):
         "vicreg": hinge + off / c.shape[-1],
         "combined": hinge + apart,
         "spread": -np.sqrt(2 - 2 * nearest).mean(),
-        "input-variance": np.maximum(0, 1 - np.sqrt(c.var(0, ddof=1) + 1e-4)).mean(),
+        "input-variance": deviations,
+        "input-uniformity": texts,
+        "input-combined": deviations + texts,
     }[name]
 
 
@@ -66,11 +70,13 @@ def test_static_slots_satisfy_the_sources_loss_and_not_ours():
     static = 4 * torch.eye(8).expand(16, 8, 8)
     assert float(REGULARISERS["uniformity"](static)) == pytest.approx(math.exp(-4), rel=1e-6)
     assert float(REGULARISERS["input-variance"](static)) == pytest.approx(0.99, abs=1e-6)
+    assert float(REGULARISERS["input-uniformity"](static)) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_input_variance_needs_two_texts():
-    with pytest.raises(ValueError, match="2 texts"):
-        REGULARISERS["input-variance"](drawn(texts=1))
+@pytest.mark.parametrize("name", ["input-variance", "input-uniformity", "input-combined"])
+def test_losses_over_texts_need_two(name):
+    with pytest.raises(ValueError, match="needs 2 texts"):
+        REGULARISERS[name](drawn(texts=1))
 
 
 def weights(kind, raw=None):

@@ -16,6 +16,8 @@ ConceptLoss = Literal[
     "combined",
     "spread",
     "input-variance",
+    "input-uniformity",
+    "input-combined",
 ]
 SlotPlaces = Literal["none", "sinusoidal", "learned"]
 Decoder = Literal["perceiver", "position", "weighted", "diffusion"]

@@ -89,7 +89,28 @@ def input_variance(concepts_BCH: Tensor) -> Tensor:
     return (1 - (concepts_BCH.var(0) + VARIANCE_EPS).sqrt()).relu().mean()
 
 
-OVER_TEXTS = frozenset({"variance", "covariance", "vicreg", "combined", "input-variance"})
+def input_uniformity(concepts_BCH: Tensor) -> Tensor:
+    """Mean exp(-2 d²) of distances between texts, of each the unit mean of its concepts.
+
+    `uniformity` of texts instead of slots, which is what Wang and Isola meant.
+
+    Raises:
+        ValueError: One text alone has no other.
+    """
+    if len(concepts_BCH) < 2:
+        raise ValueError(f"input_uniformity needs 2 texts or more; got {len(concepts_BCH)}")
+    return uniformity(concepts_BCH.mean(1)[None])
+
+
+def input_combined(concepts_BCH: Tensor) -> Tensor:
+    """`input_variance` + `input_uniformity`: the source's `combined`, over texts instead of slots."""
+    return input_variance(concepts_BCH) + input_uniformity(concepts_BCH)
+
+
+OVER_TEXTS = frozenset(
+    {"variance", "covariance", "vicreg", "combined"}
+    | {"input-variance", "input-uniformity", "input-combined"}
+)
 """Those that are not a mean over texts: of a part of a batch they are another."""
 REGULARISERS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "orthogonality": orthogonality,
@@ -101,4 +122,6 @@ REGULARISERS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "combined": combined,
     "spread": spread,
     "input-variance": input_variance,
+    "input-uniformity": input_uniformity,
+    "input-combined": input_combined,
 }
