@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from concepts_helpers import Context
+from concepts_helpers import TEXTS, Context
+from evaluation_helpers import write_task
 
 from assay.core.config import build
 from assay.core.plan import expand
@@ -14,6 +16,7 @@ from assay.core.study import load_scales, load_study
 from assay.engines.concepts.config import CostConfig, PretrainConfig
 from assay.engines.concepts.cost import measure
 from assay.engines.concepts.pretrain import train
+from assay.engines.concepts.tasks import TASKS
 
 STUDIES = sorted((Path(__file__).parents[3] / "studies" / "concepts").glob("*.toml"))
 COMMANDS = [path for path in STUDIES if path.stem == "ddp"]
@@ -59,6 +62,41 @@ def test_smoke_runs(path):
         context = Context(0)
         RUN[type(config)]([config], [context])
         assert "model/parameters" in context.final
+
+
+SMALL = {
+    "corpus": "texts.txt", "tokenizer": "", "vocab_size": 300, "seq_len": 32, "hidden": 32, "inner": 32,
+    "batch": 4, "held_blocks": 16, "steps": 2, "eval_interval": 1, "warmup": 1, "tune_batch": 8,
+}  # fmt: skip
+"""What stands for the hub's texts and tokenizer, and for a GPU's sizes."""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("path", [p for p in STUDIES if p not in COMMANDS], ids=lambda p: p.stem)
+def test_full_scale_starts(path, tmp_path):
+    """Every arm's own settings but for texts, sizes and steps: depth, precision, padding, schedule, tasks."""
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS * 4))
+    seen = set()
+    for (arm, _), config in configs(load_study(path, "full")).items():
+        if arm in seen:
+            continue
+        seen.add(arm)
+        if isinstance(config, CostConfig):
+            small = replace(config, hidden=32, inner=32, slots=4, tokens=32)
+        else:
+            for name in config.evaluate:
+                write_task(tmp_path, TASKS[name])
+            least = min(1, config.tune_epochs)
+            small = replace(config, slots=min(4, config.slots), tune_epochs=least, **SMALL)
+            assert small.precision == "bfloat16"
+            assert not small.packed
+        context = Context(0, tmp_path)
+        RUN[type(config)]([small], [context])
+        assert "model/parameters" in context.final
+        assert all(
+            f"{name}/majority_" in str(context.final) for name in getattr(small, "evaluate", ())
+        )
 
 
 @pytest.mark.long
