@@ -2,10 +2,10 @@
 
     python benchmarks/concepts_step.py [--repeats 7] [--out FILE]
 
-Both have the same weights, the same batch and the same loss (checked before anything is timed). "plain"
-is the source's layer as it is written: softmax of a matrix of scores, the head over all tokens, AdamW
-tensor by tensor. Each case runs in a process of its own, for its peak memory; repeats take turns, so that
-a busy moment falls on both.
+Both have the same weights, the same batch, the same loss (checked before anything is timed), the same
+optimizer and the same allocator. "plain" is the source's layer as it is written: softmax of a matrix of
+scores, the head over all tokens. Each case runs in a process of its own, for its peak memory; repeats take
+turns, so that a busy moment falls on both.
 """
 
 import argparse
