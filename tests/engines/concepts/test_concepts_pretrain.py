@@ -17,8 +17,8 @@ from assay.engines.concepts.engine import ENGINE, check
 from assay.engines.concepts.held import Held, by_frequency
 from assay.engines.concepts.masked import IGNORED
 from assay.engines.concepts.prepare import prepare
-from assay.engines.concepts.pretrain import check_shared, train
-from assay.engines.concepts.reanalysis import RANKS, SHAPES, STORED, ranks, shapes
+from assay.engines.concepts.pretrain import check_shared, packed, train, unpacked
+from assay.engines.concepts.reanalysis import MODEL, RANKS, SHAPES, STORED, health, ranks, shapes
 from assay.engines.concepts.regularisers import OVER_TEXTS, REGULARISERS
 from assay.engines.concepts.tokens import Blocks, train_tokenizer
 
@@ -332,3 +332,22 @@ def test_a_run_without_concepts_is_told(folder, tmp_path):
     assert STORED not in run.files
     with pytest.raises(DataError, match="must have stored its concepts"):
         ranks({STORED: tmp_path / STORED}, {})
+
+
+@pytest.mark.parametrize("architecture", ["concepts", "bert"])
+def test_the_health_of_a_stored_model(folder, tmp_path, architecture):
+    """Findings are counted; a weight that ran away is one."""
+    (run,) = trained(folder, architecture=architecture)
+    place = tmp_path / MODEL
+    place.write_bytes(run.files[MODEL])
+    assert set(health({MODEL: place}, {}).values()) == {0.0}
+    unpacked(place, tmp_path / "model")
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "model")
+    with torch.no_grad():
+        next(iter(model.parameters())).view(-1)[0] = 2e3
+    model.save_pretrained(tmp_path / "model")
+    place.write_bytes(packed(tmp_path / "model"))
+    assert health({MODEL: place}, {})["health/weight_findings"] == 1.0
+    place.write_bytes(b"nothing")
+    with pytest.raises(DataError, match="must have stored its model"):
+        health({MODEL: place}, {})

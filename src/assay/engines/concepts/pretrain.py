@@ -36,7 +36,7 @@ from assay.engines.concepts.judged import judge
 from assay.engines.concepts.masked import ConceptForMaskedLM, loss_divisor
 from assay.engines.concepts.modes import threads, without_bars
 from assay.engines.concepts.prepare import Prepared, model_of, prepare
-from assay.engines.concepts.reanalysis import STORED
+from assay.engines.concepts.reanalysis import MODEL, STORED
 from assay.engines.concepts.regularisers import OVER_TEXTS, REGULARISERS
 from assay.engines.concepts.tokens import vocabulary_digest
 
@@ -343,7 +343,7 @@ def _finish(
                 data_dir=context.data_dir,
                 device=context.device,
             )
-        context.save("model.zip", packed(folder))
+        context.save(MODEL, packed(folder))
     if isinstance(model, ConceptForMaskedLM):
         kept = held.concepts(model, KEPT).contiguous()
         if kept.isfinite().all():

@@ -1,21 +1,30 @@
-"""Measures of the concepts that a run stored, as versioned analyses of a study.
+"""Measures of the concepts and of the model that a run stored, as versioned analyses of a study.
 
 `[analyses.NAME] function = "assay.engines.concepts.reanalysis:…"`, with `artifacts =
-["concepts.safetensors"]`. A definition that turns out to be wrong is mended as a new version, on the
-concepts as they are, without training again.
+["concepts.safetensors"]`, or `["model.zip"]` for `health`. A definition that turns out to be wrong is
+mended as a new version, on what is stored, without training again.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoModelForMaskedLM
 
+import assay.engines.concepts.models  # noqa: F401  (known to the Auto classes)
 from assay.core.errors import DataError
 from assay.engines.concepts.analysis import measure
+from assay.engines.concepts.encoder import ConceptPreTrainedModel
+from assay.engines.concepts.health import slots, weights
+from assay.engines.concepts.modes import quiet
 
+MODEL = "model.zip"
+"""Of a run: the stored model with its tokenizer."""
 STORED = "concepts.safetensors"
 """Of a run: its concepts of held-out texts, [texts, slots, numbers], under "concepts"."""
 RANKS = ("rank_mean", "rank_text", "rank_input", "entropy_rank_mean", "entropy_rank_text", "entropy_rank_input")  # fmt: skip
@@ -30,6 +39,28 @@ def ranks(artifacts: Mapping[str, Path], run: Mapping[str, Any]) -> dict[str, fl
 def shapes(artifacts: Mapping[str, Path], run: Mapping[str, Any]) -> dict[str, float]:
     """How much of the concepts depends on the text, and how they are spread."""
     return _named(artifacts, SHAPES)
+
+
+def health(artifacts: Mapping[str, Path], run: Mapping[str, Any]) -> dict[str, float]:
+    """How many findings the stored weights, and the slots as they begin, give rise to.
+
+    Raises:
+        DataError: The run's model cannot be loaded.
+    """
+    with TemporaryDirectory(prefix="assay-") as name:
+        folder = Path(name)
+        try:
+            with ZipFile(artifacts[MODEL]) as archive:
+                archive.extractall(folder)
+            with quiet():
+                model = AutoModelForMaskedLM.from_pretrained(folder)
+        except (KeyError, OSError, ValueError, BadZipFile, SafetensorError) as error:
+            raise DataError(f"A run must have stored its model as {MODEL}: {error}.") from error
+    of_slots = slots(model) if isinstance(model, ConceptPreTrainedModel) else []
+    return {
+        "health/weight_findings": float(len(weights(model))),
+        "health/slot_findings": float(len(of_slots)),
+    }
 
 
 def _named(artifacts: Mapping[str, Path], names: tuple[str, ...]) -> dict[str, float]:
