@@ -77,6 +77,32 @@ def test_plain_data_of_a_bert(project):
     assert len(found[1]["rows"]["fine-tuned"]["f1"]) == 2
 
 
+def test_another_checkpoint_beside_it(project):
+    """Its fine-tuning is a row of the same table, in the report's files too, and is what it is alone."""
+    environment = {"ASSAY_DATA": str(project.root), "OMP_NUM_THREADS": "1"}
+    words = (
+        "concepts",
+        "evaluate",
+        "ours",
+        *SMALL,
+        "--beside",
+        "bert",
+        "--report",
+        "both",
+        "--json",
+    )
+    found = json.loads(project(*words, **environment).stdout)
+    alone = json.loads(
+        project("concepts", "evaluate", "bert", *SMALL, "--json", "--quiet", **environment).stdout
+    )
+    for one, other in zip(found, alone, strict=True):
+        assert one["rows"]["bert, fine-tuned"] == other["rows"]["fine-tuned"]
+        assert one["runs"][0]["history"] != other["runs"][0]["history"]
+    (table,) = (project.root / "both").glob("glue-sst2-*-results.csv")
+    assert table.read_text().count('\nsst2,"bert, fine-tuned",') == 2
+    project("concepts", "evaluate", "ours", *SMALL, "--beside", "nothing", code=2, **environment)
+
+
 def test_a_tokenizer_with_more_tokens_than_a_bert_is_told(project, tmp_path):
     """Where BERT itself would look beyond its table."""
     shutil.copytree(project.root / "bert", tmp_path / "bert")

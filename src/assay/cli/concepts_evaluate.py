@@ -88,6 +88,7 @@ def evaluate(
     which: Which | None = None,
     how: How | None = None,
     *,
+    beside: str = "",
     frozen: Flag = False,
     report: Path | None = None,
     json: Annotated[bool, Parameter(name="--json", negative="")] = False,
@@ -104,6 +105,8 @@ def evaluate(
             another such as BERT to compare with.
         which: Which examples.
         how: How the classifier is trained.
+        beside: Another checkpoint, fine-tuned on the same examples in the same way, such as a plain encoder of
+            this size that was pretrained on the same texts.
         frozen: Measure the vectors as they are too, by a linear probe, and on stsb and sick-r by
             their cosine; beside those of a model of that shape that was not pretrained.
         report: Folder for glue-TASK-MODEL-…-results.csv, -metadata.csv and .json of each task.
@@ -125,9 +128,10 @@ def evaluate(
 
     for part in parts:
         with threads(how.threads):
-            found.append(
-                measure(checkpoint, part, config, seeds, head=how.head, frozen=frozen, tell=tell)
-            )
+            made = measure(checkpoint, part, config, seeds, head=how.head, frozen=frozen, tell=tell)
+            if beside:
+                made = made.with_other(measure(beside, part, config, seeds, tell=tell))
+            found.append(made)
         # A task at a time: what is done is kept if a later one fails.
         for path in write_report(report, found[-1], now) if report else ():
             tell(f"{part.task.name}: wrote {path}")

@@ -4,7 +4,7 @@ import csv
 import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,15 @@ class TaskReport:
             for name, values in other.items()
             if statistics.fmean(tuned[name]) <= statistics.fmean(values)
         ]
+
+    def with_other(self, other: "TaskReport") -> "TaskReport":
+        """This, with how another checkpoint did, fine-tuned on the same examples."""
+        name = f"{Path(other.checkpoint).name}, {TUNED}"
+        return replace(
+            self,
+            rows={**self.rows, name: other.rows[TUNED]},
+            settings={**self.settings, name: other.settings[TUNED]},
+        )
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""
