@@ -215,7 +215,7 @@ def test_forward_mode_is_declared():
 
 
 OWN = {
-    "a name": ({"block.wieght": torch.zeros(3, 3, 6, 6)}, "gave a gradient of 'block.wieght'; the parameters .* blocks.weight"),
+    "a name": ({"block.weights": torch.zeros(3, 3, 6, 6)}, "gave a gradient of 'block.weights'; the parameters .* blocks.weight"),
     "a shape": ({"blocks.weight": torch.zeros(3, 6, 6)}, r"gradient of blocks.weight in the shape \[3, 3, 6, 6\].* got \[3, 6, 6\]"),
     "no tensor": ({"blocks.weight": 0.0}, "gradient of blocks.weight .* got float"),
     "no number": ({"blocks.weight": torch.full((3, 3, 6, 6), torch.nan)}, "gradient of blocks.weight that is no number"),
