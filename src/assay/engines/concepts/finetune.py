@@ -231,13 +231,11 @@ def fine_tune(
 ) -> FineTuned:
     """Train on `train`, take the epoch that is best on `chosen`, and measure its weights on `reported`.
 
-    By the library's Trainer, in this process. The same seed gives the same numbers with
-    as many threads. **Sets the global seeds** of Python, numpy and torch: dropout and the library's
-    first weights draw from torch's global generator, and cannot be given one of their own.
+    By the library's Trainer, in this process; the same seed and threads give the same numbers. **Sets the
+    global seeds** of Python, numpy and torch, from which the library draws first weights and dropout.
 
     Args:
-        make: Gives the model, such as `lambda: classifier(folder, task, head)`. Called after the
-            seed is set, since it draws the weights of the head.
+        make: Gives the model, its head drawn from the seed: `lambda: classifier(folder, task, head)`.
         tokenizer: Of the model.
         parts: Of the task. A pair is one text [CLS] a [SEP] b [SEP], of the head "pair" two.
         config: How.
