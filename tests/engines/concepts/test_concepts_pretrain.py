@@ -53,6 +53,7 @@ def without_speed(values):
     "settings",
     [
         {},
+        {"slots": 1},
         {
             "objective": "whole-word",
             "concept_losses": ("combined", "vicreg"),

@@ -86,7 +86,7 @@ class Held:
         if not isinstance(model, ConceptForMaskedLM):
             return {}
         found = self._concepts(model.to(device), "test")
-        return {f"untrained/{name}": found[name] for name in CHIEF}
+        return {f"untrained/{name}": found[name] for name in CHIEF if name in found}
 
     def _batches(self, split: str, most: int | None = None) -> list[dict[str, Tensor]]:
         rows = self.parts[split].ids[:most]
