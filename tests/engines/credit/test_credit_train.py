@@ -88,6 +88,7 @@ TRIALS = [
     {"exploit_lr": 0.1, "exploit_anew": False},
     {"surrogate": "target-shift", "target_eta": 0.3, "exploit_anew": False},
     {"exploit_batch": 4, "exploit_batches": 2},
+    {"line_searches": False},
 ]
 
 

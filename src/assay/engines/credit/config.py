@@ -32,7 +32,7 @@ STACKABLE = frozenset(
 )
 TRIED = frozenset(
     {"normalise", "surrogate", "target_eta", "clamp", "negated"}
-    | {"exploit_lr", "exploit_anew", "exploit_batch", "exploit_batches"}
+    | {"exploit_lr", "exploit_anew", "exploit_batch", "exploit_batches", "line_searches"}
 )
 """Settings of what is tried on a frozen net: runs that differ in nothing else share it and its estimator."""
 LQ_STACKABLE = frozenset({"est_lr", "terminal_weight", "bridge_weight", "gain"})
@@ -193,6 +193,9 @@ class FrozenConfig(TrainConfig):
     exploit_anew: bool = True
     """Whether each of the five takes credit anew, where the step before has led; else all take that
     of the first, for the same inputs of each block."""
+    line_searches: bool = True
+    """Whether the loss is followed along the updates too: eleven step sizes, six directions, three batches,
+    which takes longer than the training."""
     clamp: float = 0.0
     """Largest size of an element of a gradient in the five local steps; 0 is none."""
     negated: bool = False

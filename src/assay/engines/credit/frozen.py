@@ -125,7 +125,7 @@ class Frozen(Training):
                 rule_of(config), clamp=config.clamp, sign=-1.0 if config.negated else 1.0
             )
             # Of the rule a line search keeps no more than its sign.
-            if rule.sign not in searched:
+            if config.line_searches and rule.sign not in searched:
                 searched[rule.sign] = {
                     f"exploit/{where}_{kind}_{name}_nats": change
                     for (where, kind), each in exploit.searches(net, estimator, three, rule).items()
@@ -146,7 +146,7 @@ class Frozen(Training):
                     f"exploit/steps_{name}_nats": exploit.loss(after, batch) - before[name]
                     for name, batch in parts.items()
                 }
-            found.append(stepped[how] | searched[rule.sign])
+            found.append(stepped[how] | (searched[rule.sign] if config.line_searches else {}))
         return found
 
 
