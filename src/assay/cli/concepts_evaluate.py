@@ -128,9 +128,10 @@ def evaluate(
 
     for part in parts:
         with threads(how.threads):
-            made = measure(checkpoint, part, config, seeds, head=how.head, frozen=frozen, tell=tell)
-            if beside:
-                made = made.with_other(measure(beside, part, config, seeds, tell=tell))
+            made = measure(
+                checkpoint, part, config, seeds,
+                head=how.head, frozen=frozen, beside=beside, tell=tell,
+            )  # fmt: skip
             found.append(made)
         # A task at a time: what is done is kept if a later one fails.
         for path in write_report(report, found[-1], now) if report else ():

@@ -127,8 +127,7 @@ def fixed_text(text: str, evidence: Callable[[str], StudyEvidence]) -> tuple[str
         pieces: list[str] = []
         last = 0
         for mark in MARK.finditer(line):
-            start = max(last, mark.start() - WINDOW)
-            written = WRITTEN.search(line[start : mark.start()].rpartition("-->")[2])
+            written = _before(line, mark)
             new = None if written is None else _corrected(written, mark["reference"], evidence)
             if written is not None and new is not None:
                 pieces += [line[last : mark.start() - len(written[0])], new]

@@ -152,7 +152,9 @@ ENGINE = Engine(
             | GUESSED
             | under("val")
             | under("test")
-            | {name: under("untrained")[name] for name in (f"untrained/{n}" for n in CHIEF)},
+            | {
+                n: m for n, m in under("untrained").items() if n.removeprefix("untrained/") in CHIEF
+            },
             run=_train,
             budget=("steps",),
             check=check,

@@ -4,8 +4,9 @@ import csv
 import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from assay.engines.concepts.finetune import (
 )
 from assay.engines.concepts.frozen import linear_probe, zero_shot
 from assay.engines.concepts.parts import Parts
+from assay.engines.concepts.tasks import Task
 from assay.engines.concepts.tokens import check_fits, fetch_tokenizer
 
 MAJORITY, WORDS, SIMILARITY, PROBE, TUNED = (
@@ -65,15 +67,6 @@ class TaskReport:
             if statistics.fmean(tuned[name]) <= statistics.fmean(values)
         ]
 
-    def with_other(self, other: "TaskReport") -> "TaskReport":
-        """This, with how another checkpoint did, fine-tuned on the same examples."""
-        name = f"{Path(other.checkpoint).name}, {TUNED}"
-        return replace(
-            self,
-            rows={**self.rows, name: other.rows[TUNED]},
-            settings={**self.settings, name: other.settings[TUNED]},
-        )
-
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""
         parts = self.parts
@@ -101,6 +94,7 @@ def evaluate(
     *,
     head: str | None = None,
     frozen: bool = False,
+    beside: str = "",
     tell: Callable[[str], None] = lambda line: None,
 ) -> TaskReport:
     """Fine-tune a checkpoint with each seed, and measure the baselines on the same examples.
@@ -115,43 +109,70 @@ def evaluate(
             similarity without training. Beside them stand those of a model of the same shape that
             was not pretrained, drawn with each seed: vectors of random weights hold which words
             a text has, and that alone is worth much on such tasks.
+        beside: Another checkpoint, fine-tuned on the same examples in the same way; "" for none.
         tell: Gets a line when something is done.
 
     Raises:
         ConfigError: As `classifier` and `fine_tune`.
     """
-    task, tokenizer = parts.task, fetch_tokenizer(located(checkpoint))
-    # Before anything is computed, so that a wrong head is told at once.
-    model = classifier(checkpoint, task, head)
-    check_fits(tokenizer, model.config, checkpoint)
-    config = with_length(model, config)
+    task = parts.task
+    # Before anything is computed, so that a wrong head or place is told at once.
+    model, tokenizer, fitting = _loaded(checkpoint, task, config, head)
+    other = _loaded(beside, task, config, None) if beside else None
     words = bag_of_words(parts)
     tell(f"{task.name}: bag of words")
     rows: dict[str, Values] = {MAJORITY: _single(majority(parts)), WORDS: _single(words.reported)}
     settings: dict[str, Mapping[str, Any]] = {WORDS: words.settings}
     if frozen:
-        for way, values, chosen in frozen_ways(model, tokenizer, parts, config.max_length, seeds):
+        for way, values, chosen in frozen_ways(model, tokenizer, parts, fitting.max_length, seeds):
             rows[way], settings[way] = values, chosen
         tell(f"{task.name}: frozen vectors")
-    runs = []
-    for seed in seeds:
-        run = fine_tune(
-            lambda: classifier(checkpoint, task, head), tokenizer, parts, config, seed=seed
-        )
-        runs.append(run)
-        best = f"{task.first} {run.history[run.epoch - 1][task.first]:.4f}"
-        tell(f"{task.name}: seed {seed}: epoch {run.epoch} of {config.epochs}, {best} on chosen")
-    rows[TUNED] = _joined([run.reported for run in runs])
-    settings[TUNED] = {"epochs": [run.epoch for run in runs]}
+    make = partial(classifier, checkpoint, task, head)
+    tuned = {TUNED: _tuned(make, tokenizer, parts, fitting, seeds, tell)}
+    if other is not None:
+        make = partial(classifier, beside, task)
+        name = f"{Path(beside).name}, {TUNED}"
+        tuned[name] = _tuned(make, other[1], parts, other[2], seeds, tell)
+    for way, made in tuned.items():
+        rows[way] = _joined([run.reported for run in made])
+        settings[way] = {"epochs": [run.epoch for run in made]}
     return TaskReport(
         parts=parts,
         checkpoint=checkpoint,
         head=getattr(model.config, "head", ""),
-        config=config,
+        config=fitting,
         rows=rows,
         settings=settings,
-        runs=runs,
+        runs=tuned[TUNED],
     )
+
+
+def _loaded(
+    checkpoint: str, task: Task, config: FineTuneConfig, head: str | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, FineTuneConfig]:
+    """A checkpoint with its tokenizer, which fits it, and a length of texts that does."""
+    tokenizer = fetch_tokenizer(located(checkpoint))
+    model = classifier(checkpoint, task, head)
+    check_fits(tokenizer, model.config, checkpoint)
+    return model, tokenizer, with_length(model, config)
+
+
+def _tuned(
+    make: Callable[[], PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+    parts: Parts,
+    config: FineTuneConfig,
+    seeds: Sequence[int],
+    tell: Callable[[str], None],
+) -> list[FineTuned]:
+    """A fine-tuning with each seed."""
+    task, runs = parts.task, []
+    for seed in seeds:
+        run = fine_tune(make, tokenizer, parts, config, seed=seed)
+        runs.append(run)
+        best = f"{task.first} {run.history[run.epoch - 1][task.first]:.4f}"
+        tell(f"{task.name}: seed {seed}: epoch {run.epoch} of {config.epochs}, {best} on chosen")
+    return runs
 
 
 def frozen_ways(
