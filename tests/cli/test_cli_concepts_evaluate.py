@@ -96,10 +96,11 @@ def test_another_checkpoint_beside_it(project):
         project("concepts", "evaluate", "bert", *SMALL, "--json", "--quiet", **environment).stdout
     )
     for one, other in zip(found, alone, strict=True):
-        assert one["rows"]["bert, fine-tuned"] == other["rows"]["fine-tuned"]
+        name = f"bert, fine-tuned ({other['runs'][0]['parameters']:,} parameters)"
+        assert one["rows"][name] == other["rows"]["fine-tuned"]
         assert one["runs"][0]["history"] != other["runs"][0]["history"]
     (table,) = (project.root / "both").glob("glue-sst2-*-results.csv")
-    assert table.read_text().count('\nsst2,"bert, fine-tuned",') == 2
+    assert table.read_text().count('\nsst2,"bert, fine-tuned (') == 2
     project("concepts", "evaluate", "ours", *SMALL, "--beside", "nothing", code=2, **environment)
 
 

@@ -13,6 +13,7 @@ from project import ASSAY
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import assay.engines.concepts.models  # noqa: F401  (makes the models known to the library)
+from assay.cli.concepts_pretrain import What
 
 SMALL = [
     "--corpus", "texts.txt", "--hidden", "32", "--layers", "1", "--slots", "4", "--steps", "10", "--quiet",
@@ -52,7 +53,9 @@ def test_a_model_is_trained_and_stored(place):
     assert "test/loss_nats" in done.stdout
     assert len(rows(place / "plain")) == 10
     model = AutoModelForMaskedLM.from_pretrained(place / "plain" / "model")
-    assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(place / "plain" / "model"))
+    tokenizer = AutoTokenizer.from_pretrained(place / "plain" / "model")
+    assert model.config.vocab_size == len(tokenizer)
+    assert len(tokenizer("dog " * 200, truncation=True)["input_ids"]) == 32
     again = run(place, "pretrain", "plain", *SMALL)
     assert again.returncode == 0
     other = run(place, "pretrain", "plain", *SMALL, "--seed", "1")
@@ -129,3 +132,12 @@ def test_errors_are_told_in_a_sentence(place):
         assert done.returncode != 0
         assert told in done.stderr.replace("\n", " ")
         assert "Traceback" not in done.stderr
+
+
+def test_an_objective_brings_its_decoder_and_rate():
+    """TSDAE is 60 % deletion and a decoder of positions unless told otherwise; others keep their defaults."""
+    usual = What(objective="tsdae").config
+    assert (usual.decoder, usual.mask_rate) == ("position", 0.6)
+    assert What(objective="tsdae", set_=["mask_rate=0.3"]).config.mask_rate == 0.3
+    assert What(objective="prefix").config.decoder == "diffusion"
+    assert What().config.mask_rate == 0.15

@@ -135,6 +135,18 @@ def test_log_check_tells_a_changed_number(tmp_path):
     assert f"EXPERIMENTS.md:{line}: " in done.stdout
 
 
+def test_log_names_runs_whose_study_it_cannot_see(tmp_path):
+    """A study file elsewhere has its runs here, and no section: that is said, and how it is reached."""
+    project = Project(tmp_path).toy()
+    (project.root / "studies/toy.toml").rename(project.root / "toy.toml")
+    project("run", "toy.toml")
+    said = project("log").stdout
+    assert "of toy: no file under" in said
+    assert "studies has this id" in said
+    (project.root / "toy.toml").rename(project.root / "studies/toy.toml")
+    assert "left out" not in project("log").stdout
+
+
 def test_log_check_without_the_runs_claims_nothing(tmp_path):
     """Where the runs are elsewhere nothing was compared, which is said; exit code 0."""
     project = Project(tmp_path).toy()

@@ -98,9 +98,9 @@ def toy_reference(tmp_path_factory):
     return project.results("toy")
 
 
-def interrupt(project: Project, *, times: int = 1, **options):
+def interrupt(project: Project, *, times: int = 1, study: str = "toy", **options):
     """Start `assay run toy` as a shell does, and press Ctrl-C once rows are being written."""
-    runner = project.start("run", "toy", start_new_session=True, **options)
+    runner = project.start("run", study, start_new_session=True, **options)
     wait_for(lambda: len(list(project.runs.glob("toy/*/*/*/metrics-0-1.jsonl"))) == 6)
     for _ in range(times):
         time.sleep(0.3)
@@ -114,7 +114,7 @@ def test_interrupted_run_stops_cleanly_and_goes_on(tmp_path, toy_reference):
     """Ctrl-C: exit code 130, checkpoints, no process left; the next `assay run` goes on."""
     project = Project(tmp_path).toy(steps="200", step_s="0.02")
     out = interrupt(project)
-    assert "goes on from the checkpoints" in out
+    assert "`assay run toy` goes on from the checkpoints" in out
     assert workers(project) == []
     assert {r["status"] for r in project.json("ls", "toy")} == {"interrupted"}
     assert "step " in project("run", "toy", "--dry-run").stdout
@@ -122,6 +122,14 @@ def test_interrupted_run_stops_cleanly_and_goes_on(tmp_path, toy_reference):
     for folder in project.folders():
         assert "from 0" not in (folder / "stdout-2.log").read_text()
     assert project.results("toy") == toy_reference
+
+
+def test_a_study_outside_the_project_s_folder_goes_on_by_its_file(tmp_path):
+    """Its id alone finds nothing: what is said after Ctrl-C is what works."""
+    project = Project(tmp_path).toy(steps="200", step_s="0.02")
+    (project.root / "studies/toy.toml").rename(project.root / "elsewhere.toml")
+    assert "`assay run elsewhere.toml` goes on" in interrupt(project, study="elsewhere.toml")
+    finish(project, "elsewhere.toml")
 
 
 def test_cohort_with_unequal_checkpoints_regroups(tmp_path, toy_reference):

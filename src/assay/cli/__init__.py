@@ -67,7 +67,7 @@ def main() -> None:
     except AssayError as error:
         _fail(str(error), error.exit_code)
     except CycloptsError as error:
-        _fail(f"{' '.join(str(error).split())} `assay {_command(tokens)}--help` lists them all.", 2)
+        _fail(f"{' '.join(str(error).split())} See `assay {_command(tokens)}--help`.", 2)
     except BrokenPipeError:
         # Whoever read has read enough. Nothing is left to be flushed into the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -80,5 +80,10 @@ def _fail(message: str, code: int) -> None:
 
 
 def _command(tokens: list[str]) -> str:
-    """The command that was meant, if it is one."""
-    return f"{tokens[0]} " if tokens and tokens[0] in app else ""
+    """The command that was meant, and the one within it, if there are such."""
+    meant, within = "", app
+    for token in tokens[:2]:
+        if token not in within:
+            break
+        meant, within = f"{meant}{token} ", within[token]
+    return meant

@@ -24,7 +24,8 @@ ASKED = 4
 """Batches on which predictions and loss are looked at."""
 LEVELS = (
     "Levels are those of the source log (S3), which had none for input_dependence.\n"
-    "* Slots that are the same in every text satisfy it: read input_dependence first."
+    "* Slots that are the same in every text satisfy it: read input_dependence first, and input_energy with it: "
+    "slots that are all one vector have a high dependence, of next to nothing."
 )
 
 
@@ -64,6 +65,8 @@ def analyze(
     asked = (stored_models.questions(stored, batch) for batch in islice(batches, ASKED))
     findings = _part("health").health(stored.model, asked)
     analysis = _analysis(stored.encoder, batches)
+    if analysis is not None:
+        findings += _part("health").concepts(analysis.measures)
     about = {
         "checkpoint": str(checkpoint),
         "class": type(stored.model).__name__,

@@ -157,7 +157,7 @@ def _show(report: "TaskReport") -> None:
             f"{name}: {len(part)} ({parts.told['reported']}); {overlap[f'{name}_in_train']} of them also in "
             f"train, {overlap[f'{name}_texts_in_train']} share a text with it"
         )
-    model = f"{Path(report.checkpoint).name}{f', {report.head}' if report.head else ''}"
+    model = f"{report.name}{f', {report.head}' if report.head else ''}"
     tuned = f"{model} ({report.runs[0].parameters:,} parameters)"
     table = headed_table("metric", *(tuned if way == "fine-tuned" else way for way in report.rows))
     for metric in report.rows["fine-tuned"]:

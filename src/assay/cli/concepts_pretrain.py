@@ -15,7 +15,7 @@ from assay.cli.options import SetOption, assigned, checked, tell_settings
 from assay.core.config import to_plain
 from assay.core.errors import ConfigError
 from assay.core.settings import Settings
-from assay.engines.concepts.config import PretrainConfig
+from assay.engines.concepts.config import USUAL, PretrainConfig
 from assay.engines.concepts.engine import ENGINE
 
 LISTING = "assay concepts settings"
@@ -48,14 +48,13 @@ class What:
     def config(self) -> PretrainConfig:
         """All of it, checked."""
         names = ("corpus", "objective", "hidden", "layers", "slots", "steps")
-        own = {name: getattr(self, name) for name in names}
+        own: dict[str, object] = {name: getattr(self, name) for name in names}
         others = assigned(self.set_ or [], "batch=16")
         for name in own:
             if name in others:
                 raise ConfigError(f"--set {name}: give it as --{name}.")
-        if self.objective in ("diffusion", "prefix"):
-            own["decoder"] = "diffusion"
-        return checked(PretrainConfig, own | others, listing=LISTING)
+        usual = USUAL.get(self.objective, {})
+        return checked(PretrainConfig, {**own, **usual, **others}, listing=LISTING)
 
 
 class Follower(Folder):

@@ -134,9 +134,11 @@ def publish(
         private: Nobody else sees it.
         dry_run: Write the card (OUT/model/README.md), and upload nothing.
     """
-    cards = importlib.import_module("assay.engines.concepts.card")
+    if repository.count("/") != 1:
+        raise ConfigError(f"A repository is named OWNER/NAME; got {repository!r}.")
     told, final = read_json(out / "config.json"), read_json(out / "summary.json")
     config = build(PretrainConfig, told.get("config", {}), where=str(out / "config.json"))
+    cards = importlib.import_module("assay.engines.concepts.card")
     path = out / "model" / "README.md"
     cards.model_card(config, final, place=repository, licence=licence).save(path)
     console = Output()

@@ -96,6 +96,11 @@ def read(run: str) -> "Stored":
             f"{run} must be the folder of one run, with config.json and {WEIGHTS}; it has "
             f"{f'{inside}: give one of these' if inside else 'none'}."
         )
+    if len(folder.parts) > 1:
+        raise StoreError(
+            f"{run} must be the folder of a run of `assay credit train` (OUT/seed-N); there is none. Correct it, or give "
+            "the id of a run of the lab."
+        )
     settings = Settings.from_environment()
     with open_index(settings) as index:
         return _of_lab(settings.runs_dir / index.find(run).path)
@@ -110,7 +115,7 @@ def _plain(folder: Path) -> "Stored":
     except (AssayError, KeyError, TypeError, ValueError) as error:
         raise StoreError(
             f"{path} must tell configuration, seeds and data of a run of `assay credit train`; it does not: "
-            f"{error!r}. Give the folder of such a run."
+            f"{' '.join(str(error).split())} Give the folder of such a run."
         ) from error
     if not (folder / WEIGHTS).is_file():
         raise StoreError(

@@ -114,9 +114,7 @@ def print_findings(result: StudyVerdict) -> None:
         return
     for finding in result.findings:
         colour = "red" if finding.blocks else "yellow"
-        console.print(
-            Text.assemble(("blocks" if finding.blocks else "note", colour), "  ", finding.message)
-        )
+        console.print(Text.assemble((finding.weight, colour), "  ", finding.message))
     if not result.findings:
         console.print(
             f"{result.study.id}: the contract holds, and {len(CHECKS)} audits find nothing."

@@ -202,8 +202,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise StoreError(
-            f"{path} must be a file that the run's command wrote; it cannot be read: {error}. Give a new "
-            "folder, or that of another run."
+            f"{path} must be a file that the run's command wrote; it cannot be read: {error}. Give the "
+            "folder of such a run."
         ) from error
 
 

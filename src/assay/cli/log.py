@@ -1,7 +1,7 @@
 """`assay log`: write EXPERIMENTS.md from the runs, or check that it still says what they say."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -54,13 +54,14 @@ def log(*files: Path, check: bool = False, fix: bool = False) -> None:
             console.print(f"{_name(file, settings)}: {rewritten}")
         draw = None if check else draw_figures
         made = write_log(studies, index, events, settings, old, draw=draw)
+        nameless = [(name, runs) for name, runs in index.studies() if name not in known]
         prose = check_files([*notes, *files], known, made.kept)
         changed = check_runs(old, index) if check else []
     lines = [(_name(f, settings), m) for f, m in prose.mismatches]
     problems = [f"{name}:{m.line}: {m.message}" for name, m in lines if m.compared]
     not_compared = [f"{name}:{m.line}: {m.message}" for name, m in lines if not m.compared]
-    unbound = [f"{_name(f, settings)}: {n} unbound number(s)" for f, n in prose.unbound.items()]
     if check:
+        unbound = [f"{_name(f, settings)}: {n} unbound number(s)" for f, n in prose.unbound.items()]
         generated = [*check_log(old, made.text), *check_figures(old, settings.root)]
         problems = [f"{NAME}:{m.line}: {m.message}" for m in generated] + changed + problems
         for line in [*problems, *not_compared, *unbound]:
@@ -69,18 +70,35 @@ def log(*files: Path, check: bool = False, fix: bool = False) -> None:
             console.print(line)
         sys.exit(1 if problems else 0)
     write_atomic(path, made.text.encode())
-    console.print(f"wrote {NAME}")
-    for figure in made.figures:
-        console.print(f"wrote {figure.relative_to(settings.root)}")
-    for name in made.kept:
-        console.print(f"kept the section of {name}: its runs are not on this machine")
-    for name in made.gone:
-        console.print(f"kept the section of {name}: its study file is gone")
-    for line in [*not_compared, *unbound]:
+    for line in _written(made, nameless, len(not_compared), sum(prose.unbound.values()), settings):
         console.print(line)
     for problem in problems:
         console.print(f"does not hold: {problem}", style="red")
     sys.exit(int(fix and bool(problems)))
+
+
+def _written(
+    made: Log,
+    nameless: Sequence[tuple[str, int]],
+    not_compared: int,
+    unbound: int,
+    settings: Settings,
+) -> Iterator[str]:
+    """What was written, kept and left out; what --check lists is counted."""
+    yield f"wrote {NAME}"
+    for figure in made.figures:
+        yield f"wrote {figure.relative_to(settings.root)}"
+    if made.kept:
+        yield f"kept {len(made.kept)} section(s): their runs are not on this machine"
+    for name in made.gone:
+        yield f"kept the section of {name}: its study file is gone"
+    for name, runs in nameless:
+        yield f"left out {runs} run(s) of {name}: no file under {settings.root / 'studies'} has this id"
+    if not_compared or unbound:
+        yield (
+            f"of the numbers in notes {not_compared} are bound to runs that are not on this machine, and "
+            f"{unbound} to none; `assay log --check` lists them"
+        )
 
 
 def _old(path: Path) -> str:

@@ -88,7 +88,9 @@ def seeds_of(text: str) -> list[int]:
     """
     found = numbers("--seeds", text, "seeds", "0,1,2")
     if len(set(found)) != len(found) or min(found) < 0:
-        raise ConfigError(f"--seeds takes different ones from 0; got {text!r}.")
+        raise ConfigError(
+            f"--seeds takes numbers from 0 on, each once, such as 0,1,2; got {text!r}."
+        )
     return found
 
 
@@ -133,8 +135,10 @@ def tell_settings(config: type, metrics: Mapping[str, Metric]) -> None:
         config: The dataclass of the settings.
         metrics: Name → metric.
     """
-    out = Output()
-    for name, default, says in described(config):
+    out, own = Output(), described(config)
+    out.print(f"{len(own)} settings, with their defaults:\n")
+    for name, default, says in own:
         out.print(f"{name} = {json.dumps(default)}\n    {says}")
+    out.print(f"\n{len(metrics)} metrics that a run may report:\n")
     for name, metric in metrics.items():
         out.print(f"{name}\n    {metric.says}")

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from assay.cli import PROGRAM
-from assay.cli.common import Output, ledger, open_index, open_study
+from assay.cli.common import Output, called, ledger, open_index, open_study
 from assay.cli.display import Display, duration
 from assay.core.collect import compile_pattern
 from assay.core.config import canonical, digest
@@ -133,7 +133,7 @@ def run_study(
             invalid=invalid,
         )
         result = runner.execute(cohorts)
-    code = _tell(result, study, console)
+    code = _tell(result, called(study, settings), console)
     _tell_findings(study, settings, console)
     sys.exit(code)
 
@@ -160,7 +160,7 @@ def _tell_findings(study: Study, settings: Settings, console: Output) -> None:
         console.print(f"not audited: {error}")
         return
     for finding in findings:
-        console.print(f"{'blocks verdicts' if finding.blocks else 'note'}: {finding.message}")
+        console.print(f"{finding.weight}: {finding.message}")
 
 
 def _division(
@@ -198,7 +198,8 @@ def show_plan(
     for arm in study.arms:
         done = [s for p, s in found.done if p.arm == arm]
         open_runs = [p for p in found.pending if p.planned.arm == arm]
-        steps = sorted({p.start_step for p in open_runs if p.start_step is not None})
+        at = [p.start_step or 0 for p in open_runs]
+        steps = sorted(set(at)) if any(at) else []
         cells = {p.planned.cell_label for p in open_runs} | {s.record.cell_label for s in done}
         table.add_row(arm, str(len(cells)), str(len(done) + len(open_runs)), str(len(done)),
                       str(len(open_runs)), ", ".join(f"step {s:,}" for s in steps))  # fmt: skip
@@ -221,7 +222,7 @@ def show_plan(
         console.print(f"not readable: {problem}", style="red")
 
 
-def _tell(result: Execution, study: Study, console: Console) -> int:
+def _tell(result: Execution, name: str, console: Console) -> int:
     failed = [s for s in result.finished if s.status == "failed"]
     done = sum(s.status == "completed" for s in result.finished)
     console.print(f"{done} run(s) completed, {len(failed)} failed.")
@@ -230,11 +231,13 @@ def _tell(result: Execution, study: Study, console: Console) -> int:
     if result.elsewhere:
         console.print(f"{len(result.elsewhere)} run(s) were taken by another `assay run`.")
     if result.interrupted:
-        console.print(f"Interrupted. `assay run {study.id}` goes on from the checkpoints.")
+        console.print(f"Interrupted. `assay run {name}` goes on from the checkpoints.")
         return 130
     unfinished = [s for s in result.finished if s.status in ("open", "interrupted")]
     if unfinished:
-        console.print(f"{len(unfinished)} run(s) were stopped; `assay run` goes on with them.")
+        console.print(
+            f"{len(unfinished)} run(s) were stopped; `assay run {name}` goes on with them."
+        )
     return 2 if failed or unfinished else 0
 
 

@@ -62,6 +62,15 @@ class Finding:
     metrics: tuple[str, ...] = ()
     functions: tuple[str, ...] = ()
 
+    @property
+    def weight(self) -> str:
+        """What it does to verdicts, and to which."""
+        if not self.blocks:
+            return "note"
+        return (
+            f"blocks verdicts on {', '.join(self.metrics)}" if self.metrics else "blocks verdicts"
+        )
+
     def voids(self, function: str, metric: str, arms: Collection[str]) -> bool:
         """Whether a part of a criterion, such as `mean("acc", "a")`, rests on what was found."""
         return (

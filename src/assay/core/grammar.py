@@ -15,6 +15,8 @@ from assay.core.errors import CriterionError
 
 MAX_CHARACTERS = 2_000
 MAX_NODES = 400
+MANY = 20
+"""Known names beyond which only the nearest are told, if there are such."""
 MAX_DEPTH = 30
 MAX_NUMBER = 1e30
 
@@ -236,10 +238,12 @@ def _check_size(body: ast.expr) -> None:
 
 
 def unknown(kind: str, name: object, known: Iterable[object]) -> str:
-    """The sentence for a name that does not exist: the nearest known ones and all of them."""
+    """The sentence for a name that does not exist: the nearest known ones, and all of them where that helps."""
     names = [str(k) for k in known]
     near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.6)
     hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    if near and len(names) > MANY:
+        return f"unknown {kind} {name!r}.{hint}"
     return f"unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}."
 
 

@@ -45,6 +45,7 @@ def test_a_card_can_be_read_again_with_its_results(tmp_path):
     """By the hub's own library; values are those that were measured, on the data sets by their names there."""
     final = {
         "test/loss_nats": 2.5,
+        "test/unigram_nats": 2.4,
         "mrpc/f1": 0.8125,
         "mrpc/majority_f1": 0.8122,
         "stsb/spearman": 0.61,
@@ -64,7 +65,14 @@ def test_a_card_can_be_read_again_with_its_results(tmp_path):
     }
     assert 'from_pretrained("me/small")' in card.text
     assert "| mrpc/majority_f1 | 0.8122 |" in card.text
+    assert "| test/unigram_nats | 2.4 |" in card.text, "what guessing costs stands beside the loss"
     assert "speed/x" not in card.text
+
+
+def test_a_card_keeps_the_folders_of_its_owner_to_itself():
+    text = model_card(PretrainConfig(corpus="/home/me/secret/notes.txt"), {}, place="me/small").text
+    assert "pretrained on notes.txt by" in text
+    assert "secret" not in text
 
 
 class Hub:

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from assay.engines.concepts.analysis import measure
 from assay.engines.concepts.configuration import ConceptConfig
-from assay.engines.concepts.health import answers, health, slots, weights
+from assay.engines.concepts.health import answers, concepts, health, slots, weights
 from assay.engines.concepts.masked import IGNORED
 from assay.engines.concepts.models import (
     ConceptForMaskedLM,
@@ -177,3 +178,21 @@ def test_concepts_that_are_not_finite():
     broken = with_(model(ConceptModel), "last_norm.bias", lambda w: w[0].fill_(torch.nan))
     (found,) = answers(broken, batches(labels=False))
     assert (found.name, found.value) == ("concepts", "24 of 288 numbers are NaN or infinite")
+
+
+@pytest.mark.parametrize(
+    ("between", "within", "found"),
+    [(0.0, 0.02, 1), (0.0, 2.0, 0), (2.0, 0.02, 0)],
+    ids=["one-vector", "texts-differ", "slots-differ"],
+)
+def test_a_dependence_of_next_to_nothing_is_told(between, within, found):
+    """Slots that are all one vector but for a little noise have a high dependence: told. Others are not blamed."""
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(16, generator=generator)
+    slots_CH = between * torch.randn(6, 16, generator=generator)
+    noise_TCH = within * torch.randn(40, 6, 16, generator=generator)
+    measures = measure(common + slots_CH + noise_TCH)
+    assert (measures["input_dependence"] > 0.5) == (between == 0)
+    told = concepts(measures)
+    assert len(told) == found
+    assert all("nearly one vector" in each.advice for each in told)

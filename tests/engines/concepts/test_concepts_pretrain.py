@@ -196,6 +196,8 @@ def test_gradients_are_clipped_and_their_true_length_told(folder):
     [
         ({"slots": 64}, "slots must be at most seq_len"),
         ({"objective": "diffusion"}, 'needs decoder = "diffusion"'),
+        ({"objective": "tsdae"}, 'needs decoder = "position"; got "perceiver"'),
+        ({"decoder": "diffusion"}, 'mlm needs decoder = "perceiver" or "position" or "weighted"'),
         ({"time_weight": "elbo"}, "time_weight weighs by the share"),
         ({"weighting": "learned"}, "needs concept_losses"),
         (
@@ -233,6 +235,11 @@ def test_corpora_that_are_not_there_or_no_text_are_refused(folder):
     refused("path inside the data folder", corpus=str(folder / "texts.txt"))
     with pytest.raises(ConfigError, match=r"fills [0-9]+\. Set held_blocks"):
         trained(folder, held_blocks=4000)
+    (folder / "short.txt").write_text("one line that is told\n" * 60)
+    with pytest.raises(
+        ConfigError, match=r"fills [0-3]\. Take shorter texts \(seq_len\), or a lon"
+    ):
+        trained(folder, corpus="short.txt")
     with pytest.raises(ConfigError, match="vocab_size must be 260 or more"):
         trained(folder, vocab_size=100)
 

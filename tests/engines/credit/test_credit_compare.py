@@ -39,6 +39,13 @@ class Forgetful(Mine):
         return {}
 
 
+class Counting(Mine):
+    """One that names a number."""
+
+    def state(self):
+        return {"a": 3}
+
+
 @pytest.fixture(scope="module")
 def found():
     """Two methods, two alphas, two depths, two seeds."""
@@ -151,6 +158,11 @@ def test_an_estimator_that_hides_its_tensors_is_told_so():
     """It trains in float32, and cannot be measured in float64."""
     with pytest.raises(CreditError, match=r"Forgetful must compute in float64.*state\(\)"):
         compare({"x": Forgetful}, depths=(1,), seeds=1, **SMALL)
+
+
+def test_what_an_estimator_keeps_must_be_tensors():
+    with pytest.raises(CreditError, match=r"Counting must give tensors in state\(\).*'a' is int"):
+        compare({"x": Counting}, depths=(1,), seeds=1, **SMALL)
 
 
 def test_the_package_is_light_and_has_what_it_names():

@@ -21,7 +21,11 @@ NAMES = {
 }
 CHIEF = {
     "test/loss_nats": "Mean cross-entropy of the hidden tokens of held-out texts.",
+    "test/unigram_nats": "What that is when every token is guessed by how often it stands in the texts trained on.",
+    "test/accuracy": "Share of the hidden tokens that are the likeliest.",
+    "test/majority_accuracy": "What that is when the most frequent token is always guessed.",
     "test/input_dependence": CONCEPTS["input_dependence"].says,
+    "test/input_energy": CONCEPTS["input_energy"].says,
     "test/rank_mean": CONCEPTS["rank_mean"].says,
 }
 """Measures of the pretraining itself that the card shows, and what they are."""
@@ -90,11 +94,16 @@ def model_card(
         place=place,
         slots=config.slots,
         hidden=config.hidden,
-        corpus=config.corpus,
+        corpus=_public(config.corpus),
         objective=config.objective,
         settings="\n".join(f"| {key} | {value} |" for key, value in told.items()),
         measures="\n".join(rows) or "| – | – | – |",
     )
+
+
+def _public(corpus: str) -> str:
+    """A corpus as others may read it: of a path the last part, since the folders are the owner's own."""
+    return corpus if corpus.startswith("hub:") else Path(corpus).name
 
 
 def _results(final: Mapping[str, float]) -> list[EvalResult]:

@@ -1,7 +1,8 @@
 """What a run of the concepts engine is: flat, checked, frozen configurations. No torch here."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from assay.engines.concepts.tasks import task_of
 
@@ -29,9 +30,22 @@ SIZES = (
     "seq_len", "held_blocks", "hidden", "layers", "inner", "slots", "decoder_layers",
     "batch", "steps", "eval_interval", "tune_batch",
 )  # fmt: skip
+LEAST_HELD = 4
+"""Held-out texts: two while training, two at the end."""
 SHARES = ("dropout", "mask_rate", "t_min", "label_smoothing")
 WITH_RATE = frozenset({"mlm", "whole-word", "span", "tsdae"})
 TIMED = frozenset({"diffusion", "prefix"})
+DECODERS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("mlm", "whole-word", "span"), ("perceiver", "position", "weighted")),
+    "tsdae": ("position",),
+    **dict.fromkeys(TIMED, ("diffusion",)),
+}
+"""Objective → decoders that can rebuild what it hides, and show them nothing that gives it away."""
+USUAL: Mapping[str, Mapping[str, Any]] = {
+    "tsdae": {"decoder": "position", "mask_rate": 0.6},
+    **{objective: {"decoder": "diffusion"} for objective in TIMED},
+}
+"""Objective → settings that `assay concepts pretrain` takes where none are given; others have the defaults."""
 
 
 AMONG_SLOTS = ("orthogonality", "soft-orthogonality", "uniformity", "combined", "spread")
@@ -70,13 +84,13 @@ class PretrainConfig:
     inner: int = 256
     """Width inside the feed-forward parts."""
     slots: int = 32
-    """C, concepts of a text; fewer than its tokens."""
+    """C, concepts of a text; at most as many as its tokens."""
     token_dim: int = 0
     """Numbers of a token's embedding; 0 is H, fewer are projected."""
     dropout: float = 0.1
     """Of embeddings, feed-forward parts and attention."""
     init_range: float = 0.02
-    """Deviation of first weights."""
+    """Deviation of first weights; small encoders that learn for hundreds of steps need more (study first-weights)."""
     slot_places: SlotPlaces = "none"
     """Added to the slots."""
     bidirectional: bool = False
@@ -91,12 +105,12 @@ class PretrainConfig:
     """Decode tokens that nobody asks for too, and compute their logits: the same loss, slower."""
 
     objective: Objective = "mlm"
-    """What is hidden: tokens, whole words, spans, most tokens (tsdae), a share that varies
-    (diffusion), or such a share of a text whose beginning alone is read (prefix)."""
+    """What is hidden: tokens, whole words, spans, tokens that the encoder is not given (tsdae), a share that
+    varies (diffusion), or such a share of a text whose beginning alone is read (prefix)."""
     mask_rate: float = 0.15
-    """Share of tokens that are hidden; under tsdae, deleted."""
+    """Share of tokens that are hidden; under tsdae, deleted, and 0.6 in its paper."""
     decoder: Decoder = "perceiver"
-    """What rebuilds them; see `ConceptConfig`."""
+    """What rebuilds them: under tsdae position, under diffusion and prefix diffusion, else one of the others."""
     decoder_layers: int = 2
     """Of the diffusion decoder."""
     modulation: Modulation = "zero"
@@ -188,9 +202,9 @@ def _check_numbers(c: PretrainConfig) -> None:
     ):
         if not getattr(c, name) >= 0:
             raise ValueError(f"{name} must be 0 or more; got {getattr(c, name)}")
-    if c.held_blocks < 4:
+    if c.held_blocks < LEAST_HELD:
         raise ValueError(
-            f"held_blocks must be 4 or more, a half of them for the end; got {c.held_blocks}"
+            f"held_blocks must be {LEAST_HELD} or more, a half of them for the end; got {c.held_blocks}"
         )
 
 
@@ -225,8 +239,9 @@ def _check_architecture(c: PretrainConfig) -> None:
 def _check_objective(c: PretrainConfig) -> None:
     if c.objective in WITH_RATE and c.mask_rate <= 0:
         raise ValueError(f"mask_rate must be above 0 under {c.objective}; got {c.mask_rate}")
-    if c.objective in TIMED and c.decoder != "diffusion":
-        raise ValueError(f'objective {c.objective} needs decoder = "diffusion"; got "{c.decoder}"')
+    if c.decoder not in DECODERS[c.objective]:
+        may = " or ".join(f'"{name}"' for name in DECODERS[c.objective])
+        raise ValueError(f'objective {c.objective} needs decoder = {may}; got "{c.decoder}"')
     if c.time_weight != "none" and c.objective not in TIMED:
         raise ValueError(
             f"time_weight weighs by the share that is hidden, which is the same in all texts under "

@@ -20,7 +20,8 @@ def _held(split: str) -> dict[str, Metric]:
     return {
         f"{split}/loss_nats": Metric(
             says="Mean cross-entropy of the tokens that the objective asks for, on held-out texts "
-            f"({split}); unweighted, unsmoothed, without concept losses.",
+            f"({split}); unweighted, unsmoothed, without concept losses. Another objective asks for other tokens: "
+            "between two, compare what each gains on test/unigram_nats.",
             goal="min",
             low=0.0,
         ),

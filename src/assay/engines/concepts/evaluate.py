@@ -58,6 +58,11 @@ class TaskReport:
     settings: Mapping[str, Mapping[str, Any]]
     runs: Sequence[FineTuned]
 
+    @property
+    def name(self) -> str:
+        """Of the model, short."""
+        return short(self.checkpoint)
+
     def not_above(self, way: str) -> list[str]:
         """Metrics of which fine-tuning has no more, on the mean of its seeds, than another way."""
         tuned, other = self.rows[TUNED], self.rows.get(way, {})
@@ -131,8 +136,8 @@ def evaluate(
     tuned = {TUNED: _tuned(make, tokenizer, parts, fitting, seeds, tell)}
     if other is not None:
         make = partial(classifier, beside, task)
-        name = f"{Path(beside).name}, {TUNED}"
-        tuned[name] = _tuned(make, other[1], parts, other[2], seeds, tell)
+        made = _tuned(make, other[1], parts, other[2], seeds, tell)
+        tuned[f"{short(beside)}, {TUNED} ({made[0].parameters:,} parameters)"] = made
     for way, made in tuned.items():
         rows[way] = _joined([run.reported for run in made])
         settings[way] = {"epochs": [run.epoch for run in made]}
@@ -145,6 +150,12 @@ def evaluate(
         settings=settings,
         runs=tuned[TUNED],
     )
+
+
+def short(checkpoint: str) -> str:
+    """A checkpoint's name: its folder's, of OUT/model that of OUT."""
+    path = Path(checkpoint)
+    return path.parent.name if path.name == "model" and path.parent.name else path.name
 
 
 def _loaded(
@@ -221,7 +232,7 @@ def write_report(folder: Path, report: TaskReport, now: datetime) -> list[Path]:
         ConfigError: The folder cannot be written to.
     """
     kind = "glue" if report.parts.task.folder.startswith("glue/") else "bench"
-    model = "".join(c if c.isalnum() or c in "._" else "-" for c in Path(report.checkpoint).name)
+    model = "".join(c if c.isalnum() or c in "._" else "-" for c in report.name)
     millions = report.runs[0].parameters / 1e6
     size = f"{millions:.0f}" if millions >= 10 else f"{millions:.2g}"
     stem = f"{kind}-{report.parts.task.name}-{model}-{size}M-{now:%Y%m%d_%H%M}"

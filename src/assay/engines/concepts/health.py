@@ -18,6 +18,8 @@ LEAST_STD, MOST_STD = 1e-6, 1e2
 MOST_COSINE = 0.9
 """Mean cosine of two slots before they have read anything."""
 MOST_LOSS = 100.0
+DEPENDENT, LEAST_ENERGY = 0.5, 0.05
+"""Input dependence from which on a reader believes it, and the share of the mean square that texts must change then."""
 SAME = 1e-6
 """Predicted numbers that differ by less, of the largest, are one."""
 
@@ -165,6 +167,23 @@ def answers(
     return [broke, *found]
 
 
+def concepts(measures: Mapping[str, float]) -> list[Finding]:
+    """Finding of what was measured of concepts (`analysis.measure`): dependence is a share of more than noise."""
+    dependence, energy = measures["input_dependence"], measures["input_energy"]
+    if dependence < DEPENDENT or energy >= LEAST_ENERGY:
+        return []
+    return [
+        Finding(
+            name="concepts",
+            rule=f"where input_dependence is {DEPENDENT:g} or more, input_energy is {LEAST_ENERGY:g} or more",
+            value=f"{dependence:.4g} and {energy:.4g}",
+            advice="Concepts are nearly one vector in all slots and all texts, and dependence is a share of what "
+            "little is left: the encoder does not read. Train longer, or with larger first weights (init_range) or "
+            "another rate.",
+        )
+    ]
+
+
 def _diverged(losses: list[float]) -> Iterator[Finding]:
     bad = [loss for loss in losses if not 0 <= loss <= MOST_LOSS]
     if bad:
@@ -187,8 +206,8 @@ def _constant(predicted: list[Tensor]) -> Iterator[Finding]:
         name="predictions",
         rule="more than one thing is predicted",
         value=f"{values[0].item():.6g} in all {len(values)} places",
-        advice="The model does not use its input: look at input_dependence; if concepts do depend on it, at the "
-        "decoder or the head. Of a few texts of one class this may be right: take others.",
+        advice="The model does not use its input: look at input_dependence and input_energy; if both are high, at "
+        "the decoder or the head. Of a few texts of one class this may be right: take others.",
     )
 
 

@@ -8,7 +8,7 @@ from transformers import BertForMaskedLM, PreTrainedModel, PreTrainedTokenizerFa
 
 from assay.core.errors import ConfigError
 from assay.engines.concepts.baselines import bert_like
-from assay.engines.concepts.config import PretrainConfig
+from assay.engines.concepts.config import LEAST_HELD, PretrainConfig
 from assay.engines.concepts.configuration import ConceptConfig
 from assay.engines.concepts.corpus import corpus
 from assay.engines.concepts.models import ConceptForMaskedLM
@@ -69,9 +69,14 @@ def _prepared(
         texts.held, tokenizer, Cut(length=cut.length, packed=cut.packed, most=held, words=cut.words)
     )
     if len(kept) < held:
+        way = (
+            "Set held_blocks to that, or take"
+            if len(kept) >= LEAST_HELD
+            else "Take shorter texts (seq_len), or"
+        )
         raise ConfigError(
             f"The held-out part of {name!r} must fill held_blocks = {held} texts of {cut.length} tokens; it fills "
-            f"{len(kept)}. Set held_blocks to that, or take a longer corpus."
+            f"{len(kept)}. {way} a longer corpus."
         )
     half = held // 2
     return Prepared(tokenizer, train, _part(kept, 0, half), _part(kept, half, held))

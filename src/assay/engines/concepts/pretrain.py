@@ -1,5 +1,6 @@
 """Pretraining: the library's Trainer, told what to record and when to stop."""
 
+import copy
 import io
 import json
 import math
@@ -333,7 +334,10 @@ def _finish(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        # The cached one stays as it is; what is stored knows where texts must be cut.
+        stored = copy.deepcopy(tokenizer)
+        stored.model_max_length = config.seq_len
+        stored.save_pretrained(folder)
         if trainer.args.process_index == 0:
             found |= judge(
                 config,

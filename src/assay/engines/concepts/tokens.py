@@ -79,8 +79,9 @@ def fetch_tokenizer(place: str | Path) -> PreTrainedTokenizerFast:
         found = AutoTokenizer.from_pretrained(str(place))
     except Exception as error:
         raise ConfigError(
-            f"The tokenizer {str(place)!r} cannot be loaded: {type(error).__name__}: {error}. Give a folder with "
-            "tokenizer.json, a name of the hub, or let one be trained on the corpus."
+            f"The tokenizer {str(place)!r} must be a folder with tokenizer.json, or a name of the hub; there is "
+            f"{'such a folder' if Path(place).is_dir() else 'no such folder'}, and the library says {type(error).__name__}: "
+            f"{' '.join(str(error).split()).rstrip('.')}. Correct it, or leave it out: one is trained on the corpus."
         ) from error
     if not isinstance(found, PreTrainedTokenizerFast):
         raise ConfigError(

@@ -17,7 +17,7 @@ from assay.engines.credit.train import train
 
 Choice = str | type[Estimator] | Mapping[str, Any]
 KEYS = ("method", "alpha", "depth")
-SHOWN = ("accuracy", "gamma", "rho", "nudge_nats", "copy_gamma", "valid_rate")
+SHOWN = ("accuracy", "majority_rate", "gamma", "rho", "nudge_nats", "copy_gamma", "valid_rate")
 """Metrics of the test part that are printed."""
 
 

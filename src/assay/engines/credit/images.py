@@ -50,7 +50,8 @@ def locate(name: str, data_dir: Path | None) -> Path:
             if path.is_file():
                 return path
         raise ConfigError(
-            f"Data {name!r} must be a file, here or in the data folder; ASSAY_DATA is {data_dir or 'not set'}."
+            f"Data {name!r} must be a file, here or in the data folder; ASSAY_DATA is {data_dir or 'not set'}. "
+            'Correct the path, or take data = "digits", which is on every machine.'
         )
     if name not in FOLDERS:
         raise ConfigError(
@@ -90,7 +91,7 @@ def _check(name: str, arrays: dict[str, np.ndarray]) -> None:
         if x.ndim < 2 or y.ndim != 1 or len(x) != len(y) or len(x) < 10 or not same:
             raise ConfigError(
                 f"Data {name!r} must have x_train [N, …], y_train [N], x_test [M, …], y_test [M] with "
-                f"images of one size and at least 10 of each; got {shapes}."
+                f"images of one size and at least 10 of each; x_{which} or y_{which} is not so: {shapes}. Save them so."
             )
         if x.ndim == 4 and x.shape[-1] > MOST_CHANNELS:
             raise ConfigError(
@@ -108,9 +109,16 @@ def _check(name: str, arrays: dict[str, np.ndarray]) -> None:
                 f"Labels of data {name!r} must number its classes from 0; y_{which} has {y.max()}, and {len(x)} images. "
                 "Give the classes numbers without gaps."
             )
-        if x.dtype.kind not in "biuf" or not np.isfinite(x).all():
+        if x.dtype.kind not in "biuf":
             raise ConfigError(
-                f"Inputs of data {name!r} must be numbers; x_{which} has some that are not."
+                f"Inputs of data {name!r} must be numbers; x_{which} is {x.dtype}. Save numbers."
+            )
+        whole = np.isfinite(x).all(axis=tuple(range(1, x.ndim)))
+        if not whole.all():
+            bad = np.flatnonzero(~whole)
+            raise ConfigError(
+                f"Inputs of data {name!r} must be finite numbers; {len(bad)} samples of x_{which} have others, the first "
+                f"is number {bad[0]}. Mend those samples, or take them away."
             )
     unseen = np.setdiff1d(arrays["y_test"], arrays["y_train"])
     if len(unseen):
@@ -186,7 +194,8 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
         zlib.error,
     ) as error:
         raise ConfigError(
-            f"Data {str(path)!r} must be an .npz with {', '.join(ARRAYS)}: {error}."
+            f"Data {str(path)!r} must be an .npz with {', '.join(ARRAYS)}, as numpy.savez writes it; it cannot be read "
+            f"so ({type(error).__name__}). Write it anew, with plain arrays."
         ) from error
 
 

@@ -84,8 +84,17 @@ class Estimator(ABC):
         return {}
 
     def to(self, dtype: torch.dtype) -> None:
-        """Compute in another precision from now on."""
-        for value in self.state().values():
+        """Compute in another precision from now on.
+
+        Raises:
+            CreditError: `state` names something that is no tensor.
+        """
+        for name, value in self.state().items():
+            if not isinstance(value, Tensor):
+                raise CreditError(
+                    f"Estimator {self.name} must give tensors in state(), name → tensor; {name!r} is "
+                    f"{type(value).__name__}. Make it a tensor, or leave it out if it never changes."
+                )
             if value.is_floating_point():
                 value.data = value.data.to(dtype)
 

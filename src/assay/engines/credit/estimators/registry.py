@@ -64,8 +64,8 @@ def find(method: str) -> type[Estimator]:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
-            f"method {method!r} must name a class that can be imported: {error}. Put its file beside the "
-            f"study's project, or choose one of {', '.join(ESTIMATORS)}."
+            f"method {method!r} must name a class that can be imported: {error}. Put its file into "
+            f"the folder where you are, or the project's, or choose one of {', '.join(ESTIMATORS)}."
         ) from error
     if not (isinstance(found, type) and issubclass(found, Estimator)):
         raise ConfigError(
