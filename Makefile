@@ -46,6 +46,7 @@ setup: $(READY)
 $(READY): pyproject.toml setup.py constraints.txt $(KERNEL)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
 	$(BIN)/python -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed; this is " + sys.version'
+	@echo "installing into $(VENV): some minutes, once"
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	rm -f $(VENV)/.ready-*
 	touch $@

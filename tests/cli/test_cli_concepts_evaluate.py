@@ -96,11 +96,11 @@ def test_another_checkpoint_beside_it(project):
         project("concepts", "evaluate", "bert", *SMALL, "--json", "--quiet", **environment).stdout
     )
     for one, other in zip(found, alone, strict=True):
-        name = f"bert, fine-tuned ({other['runs'][0]['parameters']:,} parameters)"
+        name = f"bert ({other['runs'][0]['parameters']:,} parameters), fine-tuned"
         assert one["rows"][name] == other["rows"]["fine-tuned"]
         assert one["runs"][0]["history"] != other["runs"][0]["history"]
     (table,) = (project.root / "both").glob("glue-sst2-*-results.csv")
-    assert table.read_text().count('\nsst2,"bert, fine-tuned (') == 2
+    assert table.read_text().count('\nsst2,"bert (') == 2
     project("concepts", "evaluate", "ours", *SMALL, "--beside", "nothing", code=2, **environment)
 
 
@@ -126,7 +126,7 @@ def test_the_training_part_is_not_reported_on(project):
     [
         (lambda: Which(tasks="wnli").load(), "must be one of cola"),
         (lambda: Which(tasks="rte,rte").load(), "--tasks takes different ones"),
-        (lambda: How(seeds="1,1").chosen, "--seeds takes different ones from 0"),
+        (lambda: How(seeds="1,1").chosen, "--seeds takes numbers from 0 on, each once"),
         (lambda: How(set_=["rate=1"]).config, "unknown setting 'rate'. Known settings: batch, cl"),
         (lambda: How(set_=["epochs=3"]).config, "give it as --epochs"),
         (lambda: How(epochs=0).config, "epochs must be 1 or more; got 0"),

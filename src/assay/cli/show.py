@@ -5,7 +5,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from assay.cli.common import Output, ledger, open_index, print_json, study_paths, unknown_study
+from assay.cli.common import (
+    Output,
+    ledger,
+    open_index,
+    open_study,
+    print_json,
+    study_paths,
+    unknown_study,
+)
 from assay.core.config import flatten
 from assay.core.errors import StudyError
 from assay.core.index import Index
@@ -19,11 +27,13 @@ def ls(study: str | None = None, *, json: bool = False) -> None:
     """List studies; or, with a study, its runs.
 
     Args:
-        study: Study id; "scratch" for ad-hoc runs.
+        study: Study id or file; "scratch" for ad-hoc runs.
         json: Plain data.
     """
     settings = Settings.from_environment()
     console = Output()
+    if study is not None and study.endswith(".toml"):
+        study = open_study(study, settings).id
     with open_index(settings, study) as index:
         if study is None:
             _studies(settings, index, console, json=json)

@@ -93,7 +93,7 @@ def test_methods_begin_from_the_same_nets_and_data():
 def test_the_text_has_what_matters(found):
     """A line for each row of the table, its mean and deviation; of one seed no deviation."""
     lines = str(found).splitlines()
-    assert lines[0].split()[:6] == ["method", "alpha", "depth", "n", "accuracy", "gamma"]
+    assert lines[0].split()[:6] == ["method", "alpha", "depth", "n", "accuracy", "majority_rate"]
     assert len(lines) == 9
     assert re.match(r"mine +0 +1 +2 +0\.\d{3} ± 0\.\d{3}  ", lines[1])
     one = compare({"bp": "bp"}, depths=(1,), seeds=[3], **SMALL)

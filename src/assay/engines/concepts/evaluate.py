@@ -137,7 +137,7 @@ def evaluate(
     if other is not None:
         make = partial(classifier, beside, task)
         made = _tuned(make, other[1], parts, other[2], seeds, tell)
-        tuned[f"{short(beside)}, {TUNED} ({made[0].parameters:,} parameters)"] = made
+        tuned[f"{short(beside)} ({made[0].parameters:,} parameters), {TUNED}"] = made
     for way, made in tuned.items():
         rows[way] = _joined([run.reported for run in made])
         settings[way] = {"epochs": [run.epoch for run in made]}
