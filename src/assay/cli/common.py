@@ -111,14 +111,6 @@ def open_study(name: str, settings: Settings, scale: str | None = None) -> Study
     return study
 
 
-def called(study: Study, settings: Settings) -> str:
-    """What a command is told to find it: its id, or, outside the project's studies, its file and scale."""
-    paths = study_paths(settings)
-    if study.id in paths and paths[study.id].resolve() == study.path.resolve():
-        return study.id
-    return f"{study.path} --scale {study.scale}" if study.scale else str(study.path)
-
-
 def _read_study(path: Path) -> dict[str, Study]:
     """A file at all its scales, of which each can be planned: none breaks when it is needed."""
     found = load_scales(path)

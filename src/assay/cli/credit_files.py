@@ -115,7 +115,7 @@ def _plain(folder: Path) -> "Stored":
     except (AssayError, KeyError, TypeError, ValueError) as error:
         raise StoreError(
             f"{path} must tell configuration, seeds and data of a run of `assay credit train`; it does not: "
-            f"{' '.join(str(error).split())} Give the folder of such a run."
+            f"{error if isinstance(error, AssayError) else f'{error!r}.'} Give the folder of such a run."
         ) from error
     if not (folder / WEIGHTS).is_file():
         raise StoreError(

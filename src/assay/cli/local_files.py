@@ -203,7 +203,7 @@ def read_json(path: Path) -> Any:
     except (OSError, ValueError) as error:
         raise StoreError(
             f"{path} must be a file that the run's command wrote; it cannot be read: {error}. Give the "
-            "folder of such a run."
+            "folder of a whole run or, to run anew, a new folder."
         ) from error
 
 

@@ -54,7 +54,11 @@ def log(*files: Path, check: bool = False, fix: bool = False) -> None:
             console.print(f"{_name(file, settings)}: {rewritten}")
         draw = None if check else draw_figures
         made = write_log(studies, index, events, settings, old, draw=draw)
-        nameless = [(name, runs) for name, runs in index.studies() if name not in known]
+        nameless = [
+            (name, runs)
+            for name, runs in index.studies()
+            if name not in known and name not in made.gone
+        ]
         prose = check_files([*notes, *files], known, made.kept)
         changed = check_runs(old, index) if check else []
     lines = [(_name(f, settings), m) for f, m in prose.mismatches]

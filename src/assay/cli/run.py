@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from assay.cli import PROGRAM
-from assay.cli.common import Output, called, ledger, open_index, open_study
+from assay.cli.common import Output, ledger, open_index, open_study
 from assay.cli.display import Display, duration
 from assay.core.collect import compile_pattern
 from assay.core.config import canonical, digest
@@ -76,7 +76,10 @@ def run(
         if jobs is not None and jobs < 1:
             raise LaunchError(f"--jobs must be at least 1; got {jobs}. One a CPU core is usual.")
         study = open_study(command[0], settings, scale)
-        run_study(study, settings, dry_run=dry_run, again=again, jobs=jobs, device=device)
+        given = f"{command[0]} --scale {scale}" if scale else command[0]
+        run_study(
+            study, settings, given=given, dry_run=dry_run, again=again, jobs=jobs, device=device
+        )
     else:
         given = f"; got {' '.join(command)!r}" if command and not is_program else ""
         raise LaunchError(
@@ -99,9 +102,16 @@ def _check_options(
 
 
 def run_study(
-    study: Study, settings: Settings, *, dry_run: bool, again: bool, jobs: int | None, device: str
+    study: Study,
+    settings: Settings,
+    *,
+    given: str,
+    dry_run: bool,
+    again: bool,
+    jobs: int | None,
+    device: str,
 ) -> None:
-    """Plan, show, execute, and tell how it went."""
+    """Plan, show, execute, and tell how it went; `given` is how the user named the study."""
     if study.collect.stdout is not None:
         compile_pattern(study.collect.stdout)
     planned = expand(study)
@@ -133,7 +143,7 @@ def run_study(
             invalid=invalid,
         )
         result = runner.execute(cohorts)
-    code = _tell(result, called(study, settings), console)
+    code = _tell(result, given, console)
     _tell_findings(study, settings, console)
     sys.exit(code)
 

@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from assay.core.errors import ConfigError
 from assay.engines.concepts.analysis_metrics import METRICS as CONCEPTS
 from assay.engines.concepts.config import PretrainConfig
+from assay.engines.concepts.engine import GUESSED
 from assay.engines.concepts.labels import METRICS
 from assay.engines.concepts.names import architecture, concept_losses
 from assay.engines.concepts.tasks import TASKS
@@ -21,9 +22,9 @@ NAMES = {
 }
 CHIEF = {
     "test/loss_nats": "Mean cross-entropy of the hidden tokens of held-out texts.",
-    "test/unigram_nats": "What that is when every token is guessed by how often it stands in the texts trained on.",
+    "test/unigram_nats": GUESSED["test/unigram_nats"].says,
     "test/accuracy": "Share of the hidden tokens that are the likeliest.",
-    "test/majority_accuracy": "What that is when the most frequent token is always guessed.",
+    "test/majority_accuracy": GUESSED["test/majority_accuracy"].says,
     "test/input_dependence": CONCEPTS["input_dependence"].says,
     "test/input_energy": CONCEPTS["input_energy"].says,
     "test/rank_mean": CONCEPTS["rank_mean"].says,

@@ -195,7 +195,7 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
     ) as error:
         raise ConfigError(
             f"Data {str(path)!r} must be an .npz with {', '.join(ARRAYS)}, as numpy.savez writes it; it cannot be read "
-            f"so ({type(error).__name__}). Write it anew, with plain arrays."
+            f"so ({type(error).__name__}: {str(error).partition('. ')[0]}). Write it anew, with plain arrays."
         ) from error
 
 
