@@ -63,6 +63,14 @@ def test_a_model_is_trained_and_stored(place):
     assert "holds a run of another configuration or seed" in other.stderr
 
 
+def test_a_run_that_was_refused_does_not_hold_its_folder(place):
+    refused = run(place, "pretrain", "mended", *SMALL, "vocab_size=5")
+    assert "vocab_size must be" in refused.stderr
+    assert (place / "mended" / "config.json").exists()
+    done = run(place, "pretrain", "mended", *SMALL)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("architecture", ["concepts", "bert"])
 def test_two_processes_compute_what_one_does(place, architecture):

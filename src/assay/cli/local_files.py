@@ -104,7 +104,9 @@ class LocalContext(Folder):
             raise StoreError(
                 f"{folder} must be a folder that can be made; {error.strerror or error}. Give another place."
             ) from error
-        if path.exists() and read_json(path) != json.loads(json.dumps(told)):
+        # config.json alone is what a run leaves that was refused before its first step
+        begun = path.exists() and any(each != path for each in folder.iterdir())
+        if begun and read_json(path) != json.loads(json.dumps(told)):
             raise StoreError(
                 f"{folder} holds a run of another configuration or seed: "
                 f"{_different(read_json(path), told)}. Give a new folder, or those settings."
