@@ -157,6 +157,70 @@ def test_losses_of_the_bridges_are_the_formulas():
         torch.testing.assert_close(value_fit["fit"][run], total.detach(), rtol=1e-6, atol=0)
 
 
+def taught_again(method, **settings):
+    """Net, batch, the estimator's numbers before its second step, what that said, and its random numbers."""
+    estimator, t, view, _ = taught(SHAPES["tanh"], method, **settings)
+    before = {name: value.clone() for name, value in estimator.state().items()}
+    drawn = [g.get_state() for g in estimator.setting.generators]
+    fit = estimator.fit_step(t, view)
+    for g, state in zip(estimator.setting.generators, drawn, strict=True):
+        g.set_state(state)
+    return estimator, t, before, fit["fit"]
+
+
+def values_alone(estimator, state, t, run, h_LBD, prefix="mlp"):
+    """V of given states of h_0 …, [layers, B], and of what follows."""
+    rows = [inputs_alone(estimator, t, run, layer, h)[0] for layer, h in h_LBD]
+    return torch.stack([mlp_alone(state, run, row, prefix)[:, 0] for row in rows])
+
+
+@pytest.mark.parametrize("bridge", ["td", "noisy"])
+def test_neighbouring_layers_are_tied_by_the_formulas(bridge):
+    """td: (V_l - slow V_{l + 1})² / Var(loss), summed over layers. noisy: changes of V, relative."""
+    more = {"est_lr": 3e-2, "terminal_weight": 0.0}
+    _, _, _, untied = taught_again("scalar-bridge", bridge=bridge, bridge_weight=0.0, **more)
+    own = {"bridge": bridge, "bridge_weight": 0.3, "bridge_noise": 0.2} | more
+    estimator, t, state, fit = taught_again("scalar-bridge", **own)
+    noise = estimator.setting.randn(*t.h_SLBD[0, :-1].shape)
+    net, depth = net_of(SHAPES["tanh"]), SHAPES["tanh"].depth
+    for run in range(3):
+        h = list(enumerate(t.h_SLBD[run]))
+        value = values_alone(estimator, state, t, run, h)
+        spread = t.loss_SB[run].var(unbiased=False)
+        missed = (value - t.loss_SB[run]).square().mean(1).sum() / spread
+        if bridge == "td":
+            slow = values_alone(estimator, state, t, run, h, "slow")
+            assert not torch.allclose(slow, value, rtol=1e-4)
+            tie = (value[:-1] - slow[1:]).square().mean(1).sum() / spread
+        else:
+            size = 0.2 * t.h_SLBD[run].square().mean().sqrt()
+            moved = [at + size * noise[run, layer] for layer, at in h[:-1]]
+            image = [net.block(i, torch.stack([m] * 3))[run] for i, m in enumerate(moved)]
+            here = values_alone(estimator, state, t, run, enumerate(moved)) - value[:-1]
+            there = values_alone(estimator, state, t, run, enumerate(image, 1)) - value[1:]
+            assert len(there) == depth
+            tie = (here - there).square().mean() / there.square().mean()
+        torch.testing.assert_close(fit[run], missed + 0.3 * tie, rtol=1e-8, atol=0)
+        assert not torch.allclose(fit[run], untied[run], rtol=1e-4)
+
+
+def test_loss_of_the_vector_field_is_the_formula():
+    """Unexplained share of the loss changes along directions, and of the terminal gradient."""
+    own = {"difference": "jvp", "directions": 3, "terminal_weight": 0.7}
+    estimator, t, state, fit = taught_again("vector-field", **own)
+    a = exact_costates(net_of(SHAPES["tanh"]), t)
+    u = estimator.setting.randn(SHAPES["tanh"].depth, 3, *t.h_SLBD.shape[2:])
+    for run in range(3):
+        rows = [inputs_alone(estimator, t, run, i, h)[0] for i, h in enumerate(t.h_SLBD[run])]
+        field = torch.stack([mlp_alone(state, run, row) for row in rows])
+        changes = (a[run, :-1, None] * u[run]).sum(-1)
+        missed = (field[:-1, None] * u[run]).sum(-1) - changes
+        wanted = missed.square().mean() / changes.square().mean()
+        last = t.last_SBD[run]
+        wanted += 0.7 * (field[-1] - last).square().mean() / last.square().mean()
+        torch.testing.assert_close(fit[run], wanted, rtol=1e-8, atol=0)
+
+
 @pytest.mark.parametrize("settings", [{}, {"factored": True}, {"scaled_targets": True}])
 def test_vector_field_is_its_nets_output(settings):
     """a(h, t, code); factored: a sum of e_c g_c(h, t); scaled: in units of the credit's size."""

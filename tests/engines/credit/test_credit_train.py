@@ -92,7 +92,9 @@ TRIALS = [
 ]
 
 
-@pytest.mark.parametrize("method", ["dfa", "local-loss", "scalar-bridge", "vector-field"])
+@pytest.mark.parametrize(
+    "method", ["dfa", "local-loss", "scalar-bridge", "vector-field", "node-perturbation"]
+)
 @pytest.mark.parametrize("size", [1, 3])
 def test_runs_that_share_a_net_are_each_that_run_alone(method, size, monkeypatch):
     """What is tried on a frozen net changes nothing of it: trained once, stopped or not, bit for bit."""

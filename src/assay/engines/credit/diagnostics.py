@@ -39,18 +39,21 @@ class Measured:
 
 
 @contextmanager
-def in_float64(estimator: Estimator) -> Iterator[Estimator]:
+def in_float64(estimator: Estimator, draw: int = 0) -> Iterator[Estimator]:
     """The estimator in float64, with other random numbers; afterwards it is as it was, bit for bit.
 
-    What each run draws meanwhile depends on its own generator's seed alone.
+    What each run draws meanwhile depends on its own generator's seed and `draw` alone. So whatever is
+    measured for one of several runs that share a row is measured within a context of its own: else what
+    the one draws would depend on what was measured for the others.
 
     Args:
         estimator: In float32.
+        draw: Another number gives other random numbers.
     """
     generators = estimator.setting.generators
     states = [g.get_state() for g in generators]
     for g in generators:
-        g.manual_seed(g.initial_seed() + MEASURING)
+        g.manual_seed(g.initial_seed() + MEASURING + draw)
     estimator.to(torch.float64)
     try:
         yield estimator

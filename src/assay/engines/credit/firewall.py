@@ -33,6 +33,10 @@ DERIVATIVES: frozenset[Derivative] = frozenset(
 )
 
 
+EVERY = "h_0 … h_L"
+"""Where all layers are given in one tensor."""
+
+
 class CreditError(AssayError):
     """An estimator did what it may not, or gave what is no credit."""
 
@@ -121,19 +125,20 @@ class View:
         # What only the declared methods below may use.
         self.__net = net
 
-    def _need(self, derivative: Derivative) -> None:
+    def _need(self, derivative: Derivative, where: str = "") -> None:
         if derivative not in self._declared:
             raise CreditError(
-                f"Estimator {self._who} used {derivative!r}, which it does not declare (it declares "
+                f"Estimator {self._who} used {derivative!r}{where}, which it does not declare (it declares "
                 f"{sorted(self._declared) or 'nothing'}). Add it to `derivatives`, so that the log can say "
                 "what it rests on."
             )
 
-    def _undifferentiated(self, method: str, *given: Tensor) -> None:
+    def _undifferentiated(self, method: str, given: Mapping[str, Tensor]) -> None:
         """Losses are given without their history: a derivative through them would quietly be none."""
-        if any(_is_followed(tensor) for tensor in given):
+        followed = next((where for where, tensor in given.items() if _is_followed(tensor)), None)
+        if followed is not None:
             raise CreditError(
-                f"Estimator {self._who} gave view.{method} numbers that it is differentiating. Hidden "
+                f"Estimator {self._who} gave view.{method} numbers of {followed} that it is differentiating. Hidden "
                 "backpropagation is what an estimator must do without, and what comes back has no history. "
                 "Give it numbers.detach(), or declare and call view.tail_jvp for forward mode."
             )
@@ -147,7 +152,7 @@ class View:
     def blocks(self, h_SLBD: Tensor) -> Tensor:
         """h_1 … h_L that each block makes of a given input of its own."""
         self._need("tail")
-        self._undifferentiated("blocks", h_SLBD)
+        self._undifferentiated("blocks", {EVERY: h_SLBD})
         with torch.no_grad():
             return torch.stack(
                 [self._guarded.block(i, h) for i, h in enumerate(h_SLBD.unbind(1))], 1
@@ -165,7 +170,7 @@ class View:
             [S, layers, N, B].
         """
         self._need("tail")
-        self._undifferentiated("tail", *states)
+        self._undifferentiated("tail", _of(layers, states))
         with torch.no_grad():
             return _sweep(self._guarded, layers, states, y, in_place=True)
 
@@ -174,7 +179,8 @@ class View:
     ) -> Tensor:
         """Derivatives of those losses along tangents of the states; as `tail`."""
         self._need("tail-jvp")
-        self._undifferentiated("tail_jvp", *states, *tangents)
+        for given in (states, tangents):
+            self._undifferentiated("tail_jvp", _of(layers, given))
         # Forward mode writes beside each number, so those that share one place must be copied.
         at = tuple(state.contiguous() for state in states)
         with torch.no_grad():
@@ -188,14 +194,14 @@ class View:
     def perturbed(self, trajectory: Trajectory, noise_SLBD: Tensor) -> Tensor:
         """Losses [S, B] where noise is added to h_0 … h_{L - 1}, each where it arises."""
         self._need("tail")
-        self._undifferentiated("perturbed", noise_SLBD)
+        self._undifferentiated("perturbed", {EVERY: noise_SLBD})
         with torch.no_grad():
             return _with_noise(self._guarded, trajectory, noise_SLBD)
 
     def perturbed_jvp(self, trajectory: Trajectory, tangent_SLBD: Tensor) -> Tensor:
         """Derivative [S, B] of each loss along a tangent of h_0 … h_{L - 1} together."""
         self._need("tail-jvp")
-        self._undifferentiated("perturbed_jvp", tangent_SLBD)
+        self._undifferentiated("perturbed_jvp", {EVERY: tangent_SLBD})
         with torch.no_grad():
             change = torch.func.jvp(
                 lambda noise: _with_noise(self._guarded, trajectory, noise),
@@ -207,7 +213,7 @@ class View:
     def loss_at(self, trajectory: Trajectory, change: Mapping[str, Tensor]) -> Tensor:
         """Mean loss [S] of the batch where the parameters are changed by so much."""
         self._need("tail")
-        self._undifferentiated("loss_at", *change.values())
+        self._undifferentiated("loss_at", change)
         moved = {name: self._guarded.parameters[name] + value for name, value in change.items()}
         return (
             self._guarded.having(moved).trajectory(trajectory.x_SBI, trajectory.y).loss_SB.mean(1)
@@ -224,7 +230,7 @@ class View:
             credit_SRD: Of its output.
             feedback: Name of a matrix of blocks → [S, L, D, D] used instead of it on the way back.
         """
-        self._need("feedback-chain")
+        self._need("feedback-chain", f" at block {index}")
         net = self.__net
         part = net.of_block(index)
         found = iter([feedback[name][:, index] for name in MATRICES if name in part])
@@ -238,13 +244,18 @@ class View:
 
     def block_vjp(self, index: int, h_SRD: Tensor, credit_SRD: Tensor) -> Tensor:
         """Credit of a block's input from that of its output, exactly; through no other block."""
-        self._need("block-vjp")
+        self._need("block-vjp", f" at block {index}")
         return _vjp(lambda h: self.__net.block(index, h), h_SRD, credit_SRD)
 
     def costates(self, trajectory: Trajectory) -> Tensor:
         """The true costates of h_0 … h_L: what all others must do without."""
         self._need("oracle")
         return self.__net.costates(trajectory)
+
+
+def _of(layers: Sequence[int], given: Sequence[Tensor]) -> dict[str, Tensor]:
+    """By what they are called in an error."""
+    return {f"h_{layer}": tensor for layer, tensor in zip(layers, given, strict=True)}
 
 
 def _is_followed(tensor: Tensor) -> bool:

@@ -16,8 +16,8 @@ from assay.core.errors import ConfigError
 from assay.engines.credit import exploit
 from assay.engines.credit.config import STACKABLE, TRIED, FrozenConfig
 from assay.engines.credit.diagnostics import in_float64
-from assay.engines.credit.estimators.base import Estimator, fitted
-from assay.engines.credit.exploit import Batch, Rule
+from assay.engines.credit.estimators.base import fitted
+from assay.engines.credit.exploit import Rule
 from assay.engines.credit.firewall import View
 from assay.engines.credit.loop import compute
 from assay.engines.credit.net import Net
@@ -94,27 +94,26 @@ class Frozen(Training):
         """Loss changes of five local steps and of line searches, means over batches; by metric name, of each run."""
         net = self.net.to(torch.float64)
         found: list[dict[str, float]] = [{} for _ in self.frozen]
-        with in_float64(self.learners.estimator) as estimator:
-            for size, count in dict.fromkeys(map(_batches, self.frozen)):
-                mine = [run for run, c in enumerate(self.frozen) if _batches(c) == (size, count)]
-                for number in range(count):
-                    three = exploit.triple(self.data, number, size)
-                    for run, tried in zip(
-                        mine, self._tried(net, estimator, three, mine), strict=True
-                    ):
-                        for name, change_S in tried.items():
-                            share = float(change_S[self.rows[run]]) / count
-                            found[run][name] = found[run].get(name, 0.0) + share
+        for size, count in dict.fromkeys(map(_batches, self.frozen)):
+            mine = [run for run, c in enumerate(self.frozen) if _batches(c) == (size, count)]
+            for number in range(count):
+                tried = self._tried(net, number, size, mine)
+                for run, changes in zip(mine, tried, strict=True):
+                    for name, change_S in changes.items():
+                        share = float(change_S[self.rows[run]]) / count
+                        found[run][name] = found[run].get(name, 0.0) + share
         return found
 
     def _tried(
         self,
         net: Net,
-        estimator: Estimator,
-        three: tuple[Batch, Batch, Batch],
+        number: int,
+        size: int,
         runs: Sequence[int],
     ) -> list[dict[str, Tensor]]:
         """Of each of these runs what one triple of batches tells; what two runs ask alike is computed once."""
+        three = exploit.triple(self.data, number, size)
+        estimator = self.learners.estimator
         parts = {"same": three[0], "held": three[2]}
         before = {name: exploit.loss(net, batch) for name, batch in parts.items()}
         searched: dict[float, dict[str, Tensor]] = {}
@@ -126,22 +125,25 @@ class Frozen(Training):
             )
             # Of the rule a line search keeps no more than its sign.
             if config.line_searches and rule.sign not in searched:
+                with in_float64(estimator, number) as wide:
+                    along = exploit.searches(net, wide, three, rule)
                 searched[rule.sign] = {
                     f"exploit/{where}_{kind}_{name}_nats": change
-                    for (where, kind), each in exploit.searches(net, estimator, three, rule).items()
+                    for (where, kind), each in along.items()
                     for name, change in each.items()
                 }
             how = rule, config.exploit_lr, config.exploit_anew
             if how not in stepped:
-                after = exploit.after_steps(
-                    net,
-                    estimator,
-                    three[0],
-                    rule,
-                    steps=LOCAL_STEPS,
-                    eta=config.exploit_lr,
-                    anew=config.exploit_anew,
-                )
+                with in_float64(estimator, number) as wide:
+                    after = exploit.after_steps(
+                        net,
+                        wide,
+                        three[0],
+                        rule,
+                        steps=LOCAL_STEPS,
+                        eta=config.exploit_lr,
+                        anew=config.exploit_anew,
+                    )
                 stepped[how] = {
                     f"exploit/steps_{name}_nats": exploit.loss(after, batch) - before[name]
                     for name, batch in parts.items()

@@ -102,7 +102,8 @@ def _check(name: str, arrays: dict[str, np.ndarray]) -> None:
         if not is_whole or y.min() < 0:
             least = f" from {y.min()}" if is_whole else ""
             raise ConfigError(
-                f"Labels of data {name!r} must be whole numbers from 0; y_{which} is {y.dtype}{least}."
+                f"Labels of data {name!r} must be whole numbers from 0; y_{which} is {y.dtype}{least}. Save "
+                "the classes' numbers, as integers."
             )
         if y.max() >= len(x):
             raise ConfigError(
@@ -164,7 +165,10 @@ def _cifar(folder: Path) -> dict[str, np.ndarray]:
     for which in ("train", "test"):
         paths = sorted(folder.glob(f"{which}-*.parquet"))
         if not paths:
-            raise ConfigError(f"Data 'cifar10' needs {which}-*.parquet in {folder}; there is none.")
+            raise ConfigError(
+                f"Data 'cifar10' needs {which}-*.parquet in {folder}; there is none. Copy the whole set there, or take "
+                "hub:NAME."
+            )
         try:
             table = polars.concat([polars.read_parquet(path) for path in paths])
             content = table["img"].struct.field("bytes").to_list()
@@ -175,7 +179,10 @@ def _cifar(folder: Path) -> dict[str, np.ndarray]:
                 f"Data 'cifar10' in {folder} cannot be read: {error}. Copy it again."
             ) from error
         if len({each.shape for each in pictures}) > 1:
-            raise ConfigError(f"Images of {which}-*.parquet in {folder} must be of one size.")
+            sizes = sorted({each.shape for each in pictures})
+            raise ConfigError(
+                f"Images of {which}-*.parquet in {folder} must be of one size; there are {sizes[:3]}. Copy the set again."
+            )
         found[f"x_{which}"], found[f"y_{which}"] = np.stack(pictures), labels
     return found
 

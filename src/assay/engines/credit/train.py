@@ -217,11 +217,11 @@ class Training:
         truth = gradients(exact, trajectory, exact.costates(trajectory))
         rules = [rule_of(config) for config in self.configs]
         found: dict[exploit.Rule, Tensor] = {}
-        with diagnostics.in_float64(self.learners.estimator) as estimator:
-            for rule in dict.fromkeys(rules):
-                with_last = replace(rule, last_SCD=self.last_feedback_SCD)
+        for rule in dict.fromkeys(rules):
+            with_last = replace(rule, last_SCD=self.last_feedback_SCD)
+            with diagnostics.in_float64(self.learners.estimator) as estimator:
                 ours = exploit.update(exact, estimator, wide, with_last)
-                found[rule] = cosine(ours, {name: truth[name] for name in ours})
+            found[rule] = cosine(ours, {name: truth[name] for name in ours})
         return [float(found[rule][row]) for rule, row in zip(rules, self.rows, strict=True)]
 
     def finish(self, seconds_per_step: float) -> None:

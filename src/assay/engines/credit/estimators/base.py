@@ -118,8 +118,8 @@ def credit_of(estimator: Estimator, trajectory: Trajectory, view: View) -> Tenso
             ) from error
         if "does not require grad" in str(error):
             raise CreditError(
-                f"Estimator {estimator.name} took a reverse-mode derivative of what has none: states, logits and losses "
-                "of the net are given without their history, since hidden backpropagation is what an estimator must "
+                f"Estimator {estimator.name} took a reverse-mode derivative of what has none: the states h_0 … h_L, logits "
+                "and losses of the net are given without their history, since hidden backpropagation is what an estimator must "
                 "do without. Use view.tail or view.tail_jvp, or differentiate nets of its own."
             ) from error
         raise
