@@ -1,5 +1,6 @@
 """The studies in `studies/credit`: each is valid at every scale, and starts at the largest."""
 
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -70,21 +71,34 @@ def test_reported_rows_agree_with_the_reported_differences(arm, metric, above):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_full_scale_starts(path):
-    """One step of every method and depth, on the study's images where there is a data folder."""
+    """One step of every kind of arm, on the study's images where there is a data folder.
+
+    On a frozen net it is the estimator's first step, and then one batch's local steps and line searches.
+    """
     study = load_study(path, "full")
     context, seen = Context(), set()
     context.data_dir = Path(os.environ["ASSAY_DATA"]) if "ASSAY_DATA" in os.environ else None
     for configs in cohorts(study).values():
         config = configs[0]
-        if (config.method, config.depth) in seen:
+        kind = tuple(
+            getattr(config, n, None) for n in ("method", "depth", "width", "code", "directions")
+        )
+        if kind in seen:
             continue
-        seen.add((config.method, config.depth))
+        seen.add(kind)
         if context.data_dir is None and getattr(config, "data", "ladder") != "ladder":
             # The nets and batches are those of the study all the same.
             config = replace(config, data="digits", train_size=0, augment=False)
             if hasattr(config, "exploit_batch"):
                 config = replace(config, exploit_batch=64)
+        if study.task.name == "frozen":
+            config = replace(config, exploit_batches=1)
         work = WORK[study.task.name]([config], [context])
+        before = work.step = getattr(work, "net_steps", 0)
         work.advance()
-        assert work.step == 1
+        assert work.step == before + 1
         assert work.loss_S.isfinite().all()
+        if study.task.name == "frozen":
+            (found,) = work.exploited()
+            assert found
+            assert all(math.isfinite(value) for value in found.values())

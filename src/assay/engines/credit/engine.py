@@ -75,14 +75,14 @@ def _net(split: str) -> dict[str, Metric]:
 
 FIT = {
     "train/fit_loss": Metric(
-        says="The estimator's own loss on this step's batch, relative to what it predicts.",
+        says="The estimator's own loss on this step's batch, relative to what it predicts (a local loss's: plain).",
         goal="min",
         low=0.0,
     )
 }
 SPEED = {
     "speed/seconds_per_step": Metric(
-        says="Wall time of a step of all runs of the cohort together, evaluations included.",
+        says="Wall time of a step of all runs that are stacked with it, evaluations included.",
         goal="min",
         low=0.0,
     )
