@@ -52,15 +52,38 @@ def test_the_registry_names_runs_as_the_source_did(project):
     assert all(row["status"] == "completed" and float(row["task_loss"]) > 0 for row in rows)
     assert all(row["texts"] == 8 and row["data"] == "python" for row in rows)
     assert all(row["architecture"] == "perceiver_mlm_H32L1C4" for row in rows)
+    assert {row["objective"] for row in rows} == {"mlm"}
     assert all(row["epochs"] == "0.2" and row["conclusion"] is None for row in rows)
     assert "concept losses" in project("concepts", "registry", "tiny").stdout
+
+
+def test_a_models_card_is_written_beside_it(project):
+    """And nothing is uploaded; a name that is no repository's is refused before."""
+    small = (
+        "train_blocks=40",
+        "held_blocks=8",
+        "vocab_size=300",
+        "seq_len=32",
+        "batch=4",
+        "inner=32",
+    )
+    sizes = ("--hidden", "32", "--layers", "1", "--slots", "4", "--steps", "2", "--quiet")
+    project("concepts", "pretrain", "one", *sizes, "--set", *small)
+    assert "OWNER/NAME" in project.refused("concepts", "publish", "one", "small", "--dry-run")
+    card = project.root / "one" / "model" / "README.md"
+    assert not card.exists()
+    project("concepts", "publish", "one", "me/small", "--license", "mit", "--dry-run")
+    assert "license: mit" in card.read_text()
+    assert "A text as 4 concept vectors of 32 numbers" in card.read_text()
 
 
 def test_the_registry_as_a_page(project):
     """With what the study's note says first."""
     project.write("notes/tiny.md", "It runs,\n2<!--assay:tiny/none x--> steps. And more.\n")
     lines = project("concepts", "registry", "--markdown").stdout.splitlines()
-    assert lines[0].startswith("| date | run | id | study | architecture | data | machine |")
+    assert lines[0].startswith(
+        "| date | run | id | study | architecture | objective | data | machine |"
+    )
     assert len({line.count(" | ") for line in lines}) == 1
     assert len(lines) == 4
     assert all(line.endswith("| It runs, 2 steps. |") for line in lines[2:])

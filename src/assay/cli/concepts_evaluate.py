@@ -18,7 +18,7 @@ from assay.core.settings import Settings
 if TYPE_CHECKING:
     from assay.engines.concepts.evaluate import TaskReport
     from assay.engines.concepts.finetune import FineTuneConfig
-    from assay.engines.concepts.parts import Parts, Place
+    from assay.engines.concepts.parts import Parts
 
 Flag = Annotated[bool, Parameter(negative="")]
 NotNegative = validators.Number(gte=0)
@@ -31,23 +31,23 @@ class Which:
     """Which examples."""
 
     tasks: str = "mrpc,stsb"
-    """cola, sst2, qnli, rte, mnli, mrpc, qqp, qqp-subset, stsb, sick-r, sick-e, paws; with commas."""
+    """cola, sst2, qnli, rte, mnli, mrpc, qqp, qqp-subset, stsb, sick-r, sick-e, paws; with commas. Read from the
+    folder ASSAY_DATA; with hub: before a name, from the Hugging Face hub."""
     examples: Annotated[int, Parameter(validator=NotNegative)] = 0
     """Of the official training part at most, drawn at random; a tenth of them is held out. 0 for all."""
     reported: str = ""
     """Another official part to report on, such as test. Default: what the table says."""
-    hub: Flag = False
-    """Read the tasks from the Hugging Face hub, not from the folder ASSAY_DATA."""
 
     def load(self) -> "list[Parts]":
         """All of them, before anything is trained."""
         from assay.engines.concepts.parts import load
+        from assay.engines.concepts.tasks import task_of
 
         names = [name.strip() for name in self.tasks.split(",")]
-        if len(set(names)) != len(names):
+        if len({task_of(name).name for name in names}) != len(names):
             raise ConfigError(f"--tasks takes different ones; got {self.tasks!r}.")
-        place: Place = "hub" if self.hub else Settings.from_environment().data_dir
-        return [load(name, place, most=self.examples, reported=self.reported) for name in names]
+        data_dir = Settings.from_environment().data_dir
+        return [load(name, data_dir, most=self.examples, reported=self.reported) for name in names]
 
 
 @Parameter(name="*")

@@ -100,6 +100,7 @@ def _row(run: IndexedRun, final: dict[str, float], facts: dict[str, object]) -> 
         "id": run.id,
         "study": f"{run.study}/{run.arm}/{run.cell_label}/{run.seed_label}",
         "architecture": architecture(config),
+        "objective": config.objective,
         "data": config.corpus,
         "machine": facts.get("machine.cpu") or NONE,
         "texts": read,

@@ -69,6 +69,13 @@ def test_a_card_can_be_read_again_with_its_results(tmp_path):
     assert "speed/x" not in card.text
 
 
+def test_a_plain_encoders_card_needs_nothing_of_ours():
+    text = model_card(PretrainConfig(architecture="bert"), {}, place="me/small").text
+    assert "concept vectors" not in text
+    assert "import assay" not in text
+    assert 'AutoModel.from_pretrained("me/small")' in text
+
+
 def test_a_card_keeps_the_folders_of_its_owner_to_itself():
     text = model_card(PretrainConfig(corpus="/home/me/secret/notes.txt"), {}, place="me/small").text
     assert "pretrained on notes.txt by" in text

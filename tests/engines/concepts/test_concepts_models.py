@@ -91,6 +91,7 @@ SETTINGS = {
     "decoder_layers": 3, "modulation": "plain", "t_min": 0.3, "time_weight": "elbo", "label_smoothing": 0.1,
     "concept_losses": ["combined", "vicreg"], "concept_weight": 0.3, "weighting": "learned", "head": "pair",
     "classifier_dropout": 0.2, "dense_head": True, "time_scale": 10.0, "initializer_range": 0.05,
+    "recursive": True, "num_iterations": 3,
 }  # fmt: skip
 
 
@@ -351,6 +352,10 @@ def test_texts_that_do_not_fit_are_refused():
     [
         ({"hidden_size": 30}, "hidden_size must be a multiple of num_attention_heads"),
         ({"concept_num": 0}, "concept_num must be 1 or more; got 0"),
+        (
+            {"concept_num": 17, "max_position_embeddings": 16},
+            "squeeze nothing; got 17 and 16. Give fewer",
+        ),
         ({"num_iterations": 2}, "num_iterations is of the recursive encoder"),
         ({"tie_word_embeddings": True, "token_embedding_dim": 8}, "tie_word_embeddings needs"),
         ({"decoder_type": "fast"}, "expected one of"),

@@ -85,10 +85,13 @@ def test_full_scale_starts(path, tmp_path):
         if isinstance(config, CostConfig):
             small = replace(config, hidden=32, inner=32, slots=4, tokens=32)
         else:
-            for name in config.evaluate:
+            asked = tuple(name.removeprefix("hub:") for name in config.evaluate)
+            for name in asked:
                 write_task(tmp_path, TASKS[name])
             least = min(1, config.tune_epochs)
-            small = replace(config, slots=min(4, config.slots), tune_epochs=least, **SMALL)
+            small = replace(
+                config, slots=min(4, config.slots), evaluate=asked, tune_epochs=least, **SMALL
+            )
             assert small.precision == "bfloat16"
             assert not small.packed
         context = Context(0, tmp_path)

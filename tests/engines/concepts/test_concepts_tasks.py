@@ -113,13 +113,13 @@ def test_the_hub_is_asked_for_the_right_thing(monkeypatch):
         )
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    parts = load("sick-r", "hub")
+    parts = load("hub:sick-r", None)
     assert [each[2:] for each in asked] == [
         ("train", "refs/convert/parquet"), ("test", "refs/convert/parquet"),
     ]  # fmt: skip
     assert parts.train.labels.tolist() == [1.5] * 18
     with pytest.raises(ConfigError, match="'qqp-subset' is a subset in a data folder"):
-        load("qqp-subset", "hub")
+        load("hub:qqp-subset", None)
 
 
 def test_a_hub_that_cannot_be_reached_is_told(monkeypatch):
@@ -130,7 +130,7 @@ def test_a_hub_that_cannot_be_reached_is_told(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(ConfigError, match=r"part train of hub:nyu-mll/glue:rte.*no route.*local"):
-        load("rte", "hub")
+        load("hub:rte", None)
 
 
 GOOD = {"sentence1": TEXTS[:20], "sentence2": TEXTS[20:40], "label": [0, 1] * 10}
@@ -170,7 +170,7 @@ def test_bad_columns_are_told(tmp_path, name, changes, says, part):
 
 def test_missing_files_are_told(tmp_path):
     """With the folders that were looked into; a subset is offered, never taken."""
-    with pytest.raises(ConfigError, match=r"'rte' needs train-.*ASSAY_DATA is not set.*--hub"):
+    with pytest.raises(ConfigError, match=r"'rte' needs train-.*ASSAY_DATA is not set.*hub:rte"):
         load("rte", None)
     write_task(tmp_path, TASKS["qqp-subset"])
     with pytest.raises(ConfigError, match=f"looked in {tmp_path}/glue/qqp and .*the task 'qqp-sub"):

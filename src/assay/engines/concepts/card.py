@@ -30,19 +30,25 @@ CHIEF = {
     "test/rank_mean": CONCEPTS["rank_mean"].says,
 }
 """Measures of the pretraining itself that the card shows, and what they are."""
+WHAT = {
+    "concepts": "A text as {0.slots} concept vectors of {0.hidden} numbers",
+    "bert": "A BERT of {0.layers} layers of {0.hidden} numbers, to compare with encoders that have concepts",
+}
+NEEDS = {
+    "concepts": "\nimport assay.engines.concepts.models  # makes the model known to the Auto classes\n",
+    "bert": "",
+}
 TEMPLATE = """---
 {{ card_data }}
 ---
 
 # {{ name }}
 
-A text as {{ slots }} concept vectors of {{ hidden }} numbers; pretrained on {{ corpus }} by the objective {{ objective }}.
+{{ what }}; pretrained on {{ corpus }} by the objective {{ objective }}.
 
 ```python
 from transformers import AutoModel, AutoTokenizer
-
-import assay.engines.concepts.models  # makes the model known to the Auto classes
-
+{{ needs }}
 tokenizer = AutoTokenizer.from_pretrained("{{ place }}")
 encoder = AutoModel.from_pretrained("{{ place }}")
 ```
@@ -83,7 +89,7 @@ def model_card(
     data = ModelCardData(
         license=licence,
         library_name="transformers",
-        tags=["concept-encoder", "assay"],
+        tags=["concept-encoder" if config.architecture == "concepts" else "bert", "assay"],
         datasets=[config.corpus.removeprefix("hub:")] if config.corpus.startswith("hub:") else None,
         model_name=name,
         eval_results=_results(final) or None,
@@ -93,8 +99,8 @@ def model_card(
         template_str=TEMPLATE,
         name=name,
         place=place,
-        slots=config.slots,
-        hidden=config.hidden,
+        what=WHAT[config.architecture].format(config),
+        needs=NEEDS[config.architecture],
         corpus=_public(config.corpus),
         objective=config.objective,
         settings="\n".join(f"| {key} | {value} |" for key, value in told.items()),

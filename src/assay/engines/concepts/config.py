@@ -42,6 +42,7 @@ DECODERS: Mapping[str, tuple[str, ...]] = {
 }
 """Objective → decoders that can rebuild what it hides, and show them nothing that gives it away."""
 USUAL: Mapping[str, Mapping[str, Any]] = {
+    "span": {"mask_rate": 0.3},
     "tsdae": {"decoder": "position", "mask_rate": 0.6},
     **{objective: {"decoder": "diffusion"} for objective in TIMED},
 }
@@ -152,7 +153,7 @@ class PretrainConfig:
 
     evaluate: tuple[str, ...] = ()
     """Labelled tasks on which the encoder is judged at the end: cola, sst2, mrpc, stsb, qqp, mnli, qnli,
-    rte, sick-r, sick-e, paws, qqp-subset."""
+    rte, sick-r, sick-e, paws, qqp-subset; with hub: before a name, its examples are read from the hub."""
     head: Head = "weighted"
     """Of the classifier that is fine-tuned; see `ConceptConfig`."""
     tune_epochs: int = 3
@@ -168,9 +169,7 @@ class PretrainConfig:
         _check_numbers(self)
         _check_architecture(self)
         _check_objective(self)
-        for name in self.evaluate:
-            task_of(name)
-        if len(set(self.evaluate)) != len(self.evaluate):
+        if len({task_of(name).name for name in self.evaluate}) != len(self.evaluate):
             raise ValueError(f"evaluate must name different tasks; got {', '.join(self.evaluate)}")
 
     @property
@@ -211,12 +210,13 @@ def _check_numbers(c: PretrainConfig) -> None:
 def _check_architecture(c: PretrainConfig) -> None:
     if c.hidden % c.attention_heads:
         raise ValueError(
-            f"hidden must be a multiple of heads; got {c.hidden} and {c.attention_heads}"
+            f"hidden must be a multiple of heads; got {c.hidden} and {c.attention_heads}. Give heads = 0 to have them "
+            "chosen"
         )
     if c.architecture == "concepts" and c.slots > c.seq_len:
         raise ValueError(
             f"slots must be at most seq_len: more concepts than tokens squeeze nothing; got {c.slots} and "
-            f"{c.seq_len}"
+            f"{c.seq_len}. Give fewer slots or longer texts"
         )
     if c.tied and c.token_dim not in (0, c.hidden):
         raise ValueError(f"tied needs token_dim 0; got {c.token_dim}. Give tied = false")
@@ -260,7 +260,7 @@ def _check_objective(c: PretrainConfig) -> None:
         )
     if c.concept_losses and "orthogonality" in c.concept_losses and c.slots > c.hidden:
         raise ValueError(
-            f"orthogonality needs slots ≤ hidden: {c.slots} vectors of {c.hidden} numbers cannot all be orthogonal"
+            f"orthogonality needs slots ≤ hidden: {c.slots} vectors of {c.hidden} numbers cannot all be orthogonal. Give fewer slots, or soft-orthogonality"
         )
 
 

@@ -119,12 +119,12 @@ class ConceptConfig(PreTrainedConfig):
         if self.concept_num > self.max_position_embeddings:
             raise ValueError(
                 "concept_num must be at most max_position_embeddings: more concepts than tokens squeeze nothing; got "
-                f"{self.concept_num} and {self.max_position_embeddings}."
+                f"{self.concept_num} and {self.max_position_embeddings}. Give fewer, or room for longer texts."
             )
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size must be a multiple of num_attention_heads; got {self.hidden_size} and "
-                f"{self.num_attention_heads}."
+                f"{self.num_attention_heads}. Give a number of heads that divides it."
             )
         if self.num_iterations < 0 or (self.num_iterations and not self.recursive):
             raise ValueError(

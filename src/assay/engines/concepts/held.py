@@ -61,7 +61,7 @@ class Held:
         finite = all(p.isfinite().all() for p in model.parameters())
         if not finite:
             return {}
-        order = word_order(model.base_model, texts, tokenizer, self.batch)
+        order = word_order(model.base_model, self.parts["val"], texts, tokenizer, self.batch)
         found = {"probe/word_order_accuracy": order}
         if isinstance(model, ConceptForMaskedLM) and model.config.decoder_type == "diffusion":
             lengths = gradient_by_time(model, texts, tokenizer, prefix=prefix, batch=self.batch)

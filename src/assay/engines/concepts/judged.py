@@ -72,7 +72,9 @@ def judge(
             tuned = fine_tune(make, tokenizer, parts, _tuning(config), seed=seed, device=device)
             measured[TUNED] = tuned.reported
         for way, values in {**ways, **measured}.items():
-            found |= {f"{name}/{BEGINNINGS[way]}{metric}": v for metric, v in values.items()}
+            found |= {
+                f"{parts.task.name}/{BEGINNINGS[way]}{metric}": v for metric, v in values.items()
+            }
     return found
 
 

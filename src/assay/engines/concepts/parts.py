@@ -16,7 +16,7 @@ import polars as pl
 
 from assay.core.errors import ConfigError
 from assay.engines.concepts.scores import Values
-from assay.engines.concepts.tasks import Task, task_of
+from assay.engines.concepts.tasks import HUB, Task, task_of
 
 Place = Path | Literal["hub"] | None
 """The data folder (`ASSAY_DATA`), or the hub; None where no folder is set, which is an error."""
@@ -92,15 +92,15 @@ class Parts:
         return {"train": len(self.train), "chosen": len(self.chosen), **own}
 
 
-def load(name: str, place: Place, *, most: int = 0, reported: str = "") -> Parts:
+def load(name: str, data_dir: Path | None, *, most: int = 0, reported: str = "") -> Parts:
     """The examples of a task, in three parts.
 
     The examples of `train` and `chosen` are drawn by a generator of a fixed seed from the official
     training part; those with the same texts stay together.
 
     Args:
-        name: Of the task.
-        place: Where it lies. A data folder holds FOLDER/PART-*.parquet, itself or in its subfolder
+        name: Of the task; with `hub:` before it, it is read from the hub.
+        data_dir: Else it holds FOLDER/PART-*.parquet, itself or in its subfolder
             data/, where FOLDER is `Task.folder` and PART is train, validation, …
         most: Examples of the official training part at most, drawn at random, before a tenth of them
             is held out; 0 for all.
@@ -118,6 +118,7 @@ def load(name: str, place: Place, *, most: int = 0, reported: str = "") -> Parts
         )
     if most < 0:
         raise ConfigError(f"Training examples at most must be 0 (all) or more; got {most}.")
+    place: Place = "hub" if name.startswith(HUB) else data_dir
     whole = _examples(task, "train", place)
     names = {"": reported} if reported else dict(task.reported)
     why = f"{reported}, as asked for" if reported else task.why
@@ -235,7 +236,7 @@ def _from_folder(task: Task, part: str, data_dir: Path | None) -> tuple[pl.DataF
         subset = " There may be a subset: the task 'qqp-subset'." if task.name == "qqp" else ""
         raise ConfigError(
             f"Task '{task.name}' needs {part}-*.parquet in {task.folder} of the data folder; looked in {looked}. "
-            f"Set ASSAY_DATA to the folder that holds it, or read the task from the hub (--hub).{subset}"
+            f"Set ASSAY_DATA to the folder that holds it, or take {HUB}{task.name} from the hub.{subset}"
         )
     where = str(files[0] if len(files) == 1 else files[0].parent / f"{part}-*.parquet")
     try:

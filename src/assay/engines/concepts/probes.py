@@ -25,16 +25,20 @@ DIGITS = 9
 
 
 def word_order(
-    encoder: nn.Module, texts: Blocks, tokenizer: PreTrainedTokenizerFast, batch: int = 32
+    encoder: nn.Module,
+    taught: Blocks,
+    judged: Blocks,
+    tokenizer: PreTrainedTokenizerFast,
+    batch: int = 32,
 ) -> float:
     """How well a linear probe tells texts from the same texts with neighbours swapped.
 
-    Half of the texts teach the probe, the other half is judged; a text and its swapped form are in the
-    same half. Only the order of tokens differs: an encoder that sees a bag of them gives 0.5.
+    Only the order of tokens differs: an encoder that sees a bag of them gives 0.5.
 
     Args:
         encoder: Frozen.
-        texts: Held-out blocks; swaps are the same for every encoder.
+        taught: Held-out blocks that teach the probe, with their swapped forms.
+        judged: Others on which it is judged; swaps are the same for every encoder.
         tokenizer: Of the model.
         batch: Texts at once.
     """
@@ -43,7 +47,7 @@ def word_order(
     exact = copy.deepcopy(encoder).double()
     device = next(exact.parameters()).device
     draw = np.random.default_rng(0)
-    pairs = [(ids, swapped(ids, draw)) for ids in texts.ids]
+    pairs = [(ids, swapped(ids, draw)) for texts in (taught, judged) for ids in texts.ids]
     found = []
     with evaluating(exact), torch.no_grad():
         for first in range(0, len(pairs), batch):
@@ -54,10 +58,10 @@ def word_order(
     features = torch.cat(found).numpy()
     features = (features / np.sqrt(np.mean(features**2))).round(DIGITS)
     labels = np.tile([0, 1], len(pairs))
-    half = len(pairs) // 2 * 2
+    end = 2 * len(taught)
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
-    probe.fit(features[:half], labels[:half])
-    return float(probe.score(features[half:], labels[half:]))
+    probe.fit(features[:end], labels[:end])
+    return float(probe.score(features[end:], labels[end:]))
 
 
 def swapped(ids_N: np.ndarray, draw: np.random.Generator) -> np.ndarray:

@@ -28,7 +28,7 @@ MODEL = "model.zip"
 STORED = "concepts.safetensors"
 """Of a run: its concepts of held-out texts, [texts, slots, numbers], under "concepts"."""
 RANKS = ("rank_mean", "rank_text", "rank_input", "entropy_rank_mean", "entropy_rank_text", "entropy_rank_input")  # fmt: skip
-SHAPES = ("input_dependence", "isotropy", "participation_ratio", "dominance_mean", "dominance_text", "cosine_mean")  # fmt: skip
+SHAPES = ("input_dependence", "isotropy_but_one", "participation_ratio", "dominance_mean", "dominance_text", "cosine_mean")  # fmt: skip
 
 
 def ranks(artifacts: Mapping[str, Path], run: Mapping[str, Any]) -> dict[str, float]:

@@ -11,6 +11,8 @@ Metric = Literal["accuracy", "f1", "mcc", "pearson", "spearman"]
 Home = tuple[str, str | None, str | None]
 """Repository of the hub, configuration, revision."""
 
+HUB = "hub:"
+"""Before a task's name: its examples are read from the hub, not from the data folder."""
 GLUE = "nyu-mll/glue"
 OFFICIAL = "official validation, as in the source and the papers; nothing is chosen on it"
 FIRST = ("sentence1", "sentence_A", "question1")
@@ -118,14 +120,14 @@ TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in _ALL})
 
 
 def task_of(name: str) -> Task:
-    """The task of that name.
+    """The task of that name, with or without `hub:` before it.
 
     Raises:
         ConfigError: There is none.
     """
-    if name not in TASKS:
+    if (found := TASKS.get(name.removeprefix(HUB))) is None:
         raise ConfigError(
-            f"A task must be one of {', '.join(TASKS)}; got {name!r}. mnli is reported on both of its "
+            f"A task must be one of {', '.join(TASKS)}, with {HUB} before it to be read from the hub; got {name!r}. mnli is reported on both of its "
             "validation parts, matched and mismatched."
         )
-    return TASKS[name]
+    return found
