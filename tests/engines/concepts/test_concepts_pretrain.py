@@ -18,7 +18,16 @@ from assay.engines.concepts.held import Held, by_frequency
 from assay.engines.concepts.masked import IGNORED
 from assay.engines.concepts.prepare import prepare
 from assay.engines.concepts.pretrain import check_shared, packed, train, unpacked
-from assay.engines.concepts.reanalysis import MODEL, RANKS, SHAPES, STORED, health, ranks, shapes
+from assay.engines.concepts.reanalysis import (
+    MODEL,
+    RANKS,
+    SHAPES,
+    STORED,
+    attention,
+    health,
+    ranks,
+    shapes,
+)
 from assay.engines.concepts.regularisers import OVER_TEXTS, REGULARISERS
 from assay.engines.concepts.tokens import Blocks, train_tokenizer
 
@@ -328,9 +337,13 @@ def test_stored_concepts_are_measured_again_as_they_were(folder, tmp_path):
     """An analysis of the artifact gives the run's own numbers, all texts being stored here."""
     (run,) = trained(folder, held_blocks=16)
     (tmp_path / STORED).write_bytes(run.files[STORED])
-    artifacts = {STORED: tmp_path / STORED}
-    found = ranks(artifacts, {}) | shapes(artifacts, {})
-    assert set(found) == {f"concepts/{name}" for name in (*RANKS, *SHAPES)}
+    (tmp_path / MODEL).write_bytes(run.files[MODEL])
+    artifacts = {STORED: tmp_path / STORED, MODEL: tmp_path / MODEL}
+    found = ranks(artifacts, {}) | shapes(artifacts, {}) | attention(artifacts, {})
+    read = {name for name in run.final if name.startswith("test/attention_")}
+    assert len(read) == 8
+    names = {f"test/{name}" for name in (*RANKS, *SHAPES)} | read
+    assert {name.replace("concepts/", "test/") for name in found} == names
     for name, value in found.items():
         assert value == pytest.approx(run.final[name.replace("concepts/", "test/")], rel=1e-6)
 
@@ -338,7 +351,7 @@ def test_stored_concepts_are_measured_again_as_they_were(folder, tmp_path):
 def test_a_run_without_concepts_is_told(folder, tmp_path):
     (run,) = trained(folder, architecture="bert")
     assert STORED not in run.files
-    with pytest.raises(DataError, match="must have stored its concepts"):
+    with pytest.raises(DataError, match="must have stored concepts as"):
         ranks({STORED: tmp_path / STORED}, {})
 
 

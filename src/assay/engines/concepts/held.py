@@ -68,10 +68,13 @@ class Held:
             found |= {f"gradient/at_{time:g}": length for time, length in lengths.items()}
         return found
 
-    def concepts(self, model: ConceptForMaskedLM, most: int) -> Tensor:
-        """Of the first so many texts of the last part, [texts, C, H]."""
-        batches = self._batches("test", most)
-        return collect(model.encoder, batches, attentions="none").concepts_TCH
+    def kept(self, model: ConceptForMaskedLM, most: int) -> dict[str, Tensor]:
+        """The first so many texts of the last part, [texts, N], and their concepts, [texts, C, H]."""
+        texts = padded(self.parts["test"].ids[:most], self.data.tokenizer)
+        concepts = collect(
+            model.encoder, self._batches("test", most), attentions="none"
+        ).concepts_TCH
+        return {"concepts": concepts.contiguous(), "ids": texts.ids_BN.int(), "mask": texts.mask_BN}
 
     def untrained(self, config: PretrainConfig, seed: int, device: Any) -> dict[str, float]:
         """The chief measures of what the encoder made of the last part before any training.

@@ -349,9 +349,9 @@ def _finish(
             )
         context.save(MODEL, packed(folder))
     if isinstance(model, ConceptForMaskedLM):
-        kept = held.concepts(model, KEPT).contiguous()
-        if kept.isfinite().all():
-            context.save(STORED, save_tensors({"concepts": kept}))
+        kept = held.kept(model, KEPT)
+        if kept["concepts"].isfinite().all():
+            context.save(STORED, save_tensors(kept))
     context.summary(found)
     context.spent(steps=config.steps, tokens=float(config.steps * config.batch * config.seq_len))
 
