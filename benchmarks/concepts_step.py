@@ -1,12 +1,12 @@
-"""A training step of the masked model beside a plain one: attention written out, logits of every token.
+"""A training step of the masked model beside plain ones: attention written out, and logits of every token.
 
     python benchmarks/concepts_step.py [--repeats 7] [--out FILE]
 
-Both have the same weights, the same batch, the same loss (checked before anything is timed), the same
+All have the same weights, the same batch, the same loss (checked before anything is timed), the same
 optimizer and the same allocator. "plain" writes the source's layer out: softmax of a matrix of scores, and a
 dense head, decoder and logits of all tokens. "eager" has the same attention, but decodes only what is asked
-for, as the source's perceiver does with its head; so it tells the two apart. Each case runs in a process of its own, for its peak memory; repeats take
-turns, so that a busy moment falls on both.
+for, as the source's perceiver does with its head; so it tells the two apart. Each case runs in a process of
+its own, for its peak memory; repeats take turns, so that a busy moment falls on all.
 """
 
 import argparse

@@ -168,9 +168,9 @@ def taught_again(method, **settings):
     return estimator, t, before, fit["fit"]
 
 
-def values_alone(estimator, state, t, run, h_LBD, prefix="mlp"):
-    """V of given states of h_0 …, [layers, B], and of what follows."""
-    rows = [inputs_alone(estimator, t, run, layer, h)[0] for layer, h in h_LBD]
+def values_alone(estimator, state, t, run, pairs, prefix="mlp"):
+    """V of pairs of a layer and states there, [pairs, B]."""
+    rows = [inputs_alone(estimator, t, run, layer, h)[0] for layer, h in pairs]
     return torch.stack([mlp_alone(state, run, row, prefix)[:, 0] for row in rows])
 
 

@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from assay.core.errors import ConfigError
 from assay.engines.concepts.analysis_metrics import METRICS as CONCEPTS
 from assay.engines.concepts.config import PretrainConfig
+from assay.engines.concepts.corpus import HUB
 from assay.engines.concepts.engine import GUESSED
 from assay.engines.concepts.labels import METRICS
 from assay.engines.concepts.names import architecture, concept_losses
@@ -90,7 +91,7 @@ def model_card(
         license=licence,
         library_name="transformers",
         tags=["concept-encoder" if config.architecture == "concepts" else "bert", "assay"],
-        datasets=[config.corpus.removeprefix("hub:")] if config.corpus.startswith("hub:") else None,
+        datasets=[config.corpus.removeprefix(HUB)] if config.corpus.startswith(HUB) else None,
         model_name=name,
         eval_results=_results(final) or None,
     )
@@ -110,7 +111,7 @@ def model_card(
 
 def _public(corpus: str) -> str:
     """A corpus as others may read it: of a path the last part, since the folders are the owner's own."""
-    return corpus if corpus.startswith("hub:") else Path(corpus).name
+    return corpus if corpus.startswith(HUB) else Path(corpus).name
 
 
 def _results(final: Mapping[str, float]) -> list[EvalResult]:

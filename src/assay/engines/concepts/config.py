@@ -260,7 +260,8 @@ def _check_objective(c: PretrainConfig) -> None:
         )
     if c.concept_losses and "orthogonality" in c.concept_losses and c.slots > c.hidden:
         raise ValueError(
-            f"orthogonality needs slots ≤ hidden: {c.slots} vectors of {c.hidden} numbers cannot all be orthogonal. Give fewer slots, or soft-orthogonality"
+            f"orthogonality needs slots ≤ hidden: {c.slots} vectors of {c.hidden} numbers cannot all be orthogonal. "
+            "Give fewer slots, or soft-orthogonality"
         )
 
 

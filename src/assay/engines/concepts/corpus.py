@@ -12,6 +12,7 @@ from assay.core.errors import ConfigError
 
 PYTHON = "python"
 HUB = "hub:"
+"""Before a name, of texts, a model or a task: from the hub, not from this machine."""
 HELD_OUT = 0.1
 """Share of the documents, at the end, that are held out where a corpus has no part of its own for it."""
 LEAST_CHARACTERS = 2

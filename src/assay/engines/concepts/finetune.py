@@ -26,6 +26,7 @@ from assay.core.errors import ConfigError
 from assay.engines.concepts.baselines import majority
 from assay.engines.concepts.config import Head
 from assay.engines.concepts.configuration import ConceptConfig
+from assay.engines.concepts.corpus import HUB
 from assay.engines.concepts.linear import reported_scores
 from assay.engines.concepts.models import ConceptForSequenceClassification
 from assay.engines.concepts.modes import quiet
@@ -36,7 +37,6 @@ from assay.engines.concepts.tasks import Task
 LENGTH = 128
 """Tokens of a text where nothing is said, as in the source."""
 
-HUB = "hub:"
 SECOND = "_b"
 """Suffix of what belongs to the second text, where texts are read one by one."""
 

@@ -51,7 +51,8 @@ TIMES = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9)
 PROBES: dict[str, Metric] = {
     "probe/word_order_accuracy": Metric(
         says="Share of held-out texts that a linear model tells from the same with neighbouring tokens swapped, on "
-        "the frozen encoder's vectors; 0.5 is chance. Version 2: as many other held-out texts teach it, not half of these.",
+        "the frozen encoder's vectors; 0.5 is chance. Version 2: as many other held-out texts teach it, not half of "
+        "these.",
         version=2,
         goal="max",
         low=0.0,

@@ -5,21 +5,23 @@ Three parts, so that the number that is reported is of examples on which nothing
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from assay.core.errors import ConfigError
+from assay.engines.concepts.corpus import HUB
 from assay.engines.concepts.scores import Values
-from assay.engines.concepts.tasks import HUB, Task, task_of
+from assay.engines.concepts.tasks import Task, task_of
 
-Place = Path | Literal["hub"] | None
-"""The data folder (`ASSAY_DATA`), or the hub; None where no folder is set, which is an error."""
+Reader = Callable[[Task, str], tuple[pl.DataFrame, str]]
+"""A task's official part by its name: the rows, and where they were found."""
 SPLIT_SEED = 20_260_226
 """Of the generator that holds out `chosen`: one split for all models, whatever their seeds."""
 HELD_OUT = 0.1
@@ -100,8 +102,8 @@ def load(name: str, data_dir: Path | None, *, most: int = 0, reported: str = "")
 
     Args:
         name: Of the task; with `hub:` before it, it is read from the hub.
-        data_dir: Else it holds FOLDER/PART-*.parquet, itself or in its subfolder
-            data/, where FOLDER is `Task.folder` and PART is train, validation, …
+        data_dir: Else it holds FOLDER/PART-*.parquet, itself or in its subfolder data/, where FOLDER is
+            `Task.folder` and PART is train, validation, …; None where no folder is set, which is an error.
         most: Examples of the official training part at most, drawn at random, before a tenth of them
             is held out; 0 for all.
         reported: Another official part to report on, such as "test".
@@ -118,14 +120,14 @@ def load(name: str, data_dir: Path | None, *, most: int = 0, reported: str = "")
         )
     if most < 0:
         raise ConfigError(f"Training examples at most must be 0 (all) or more; got {most}.")
-    place: Place = "hub" if name.startswith(HUB) else data_dir
-    whole = _examples(task, "train", place)
+    read: Reader = _from_hub if name.startswith(HUB) else partial(_from_folder, data_dir=data_dir)
+    whole = _examples(task, "train", read)
     names = {"": reported} if reported else dict(task.reported)
     why = f"{reported}, as asked for" if reported else task.why
     generator = np.random.default_rng(SPLIT_SEED)
     if names:
         train, chosen = _divided(whole, (HELD_OUT,), most, generator)
-        shown = {suffix: _examples(task, part, place) for suffix, part in names.items()}
+        shown = {suffix: _examples(task, part, read) for suffix, part in names.items()}
     else:
         train, chosen, last = _divided(whole, (HELD_OUT, HELD_OUT), most, generator)
         shown = {"": last}
@@ -191,12 +193,9 @@ def _digest(parts: Sequence[Examples]) -> str:
     return whole.hexdigest()
 
 
-def _examples(task: Task, part: str, place: Place) -> Examples:
+def _examples(task: Task, part: str, read: Reader) -> Examples:
     """One official part, checked."""
-    if place == "hub":
-        frame, where = _from_hub(task, part)
-    else:
-        frame, where = _from_folder(task, part, place)
+    frame, where = read(task, part)
     names = [_column(task, options, frame, where) for options in (*task.columns, (task.label,))]
     if not len(frame):
         raise ConfigError(

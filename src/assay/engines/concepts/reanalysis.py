@@ -1,8 +1,8 @@
 """Measures of the concepts and of the model that a run stored, as versioned analyses of a study.
 
 `[analyses.NAME] function = "assay.engines.concepts.reanalysis:…"`, with `artifacts =
-["concepts.safetensors"]`, or `["model.zip"]` for `health`, and both for `attention`. A definition that turns out to be wrong is
-mended as a new version, on what is stored, without training again.
+["concepts.safetensors"]`, or `["model.zip"]` for `health`, and both for `attention`. A definition that turns
+out to be wrong is mended as a new version, on what is stored, without training again.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,6 @@ from assay.core.errors import DataError
 from assay.engines.concepts.analysis import collect, measure
 from assay.engines.concepts.encoder import ConceptPreTrainedModel
 from assay.engines.concepts.health import slots, weights
-from assay.engines.concepts.masked import ConceptForMaskedLM
 from assay.engines.concepts.modes import quiet
 
 MODEL = "model.zip"
@@ -51,16 +50,12 @@ def attention(artifacts: Mapping[str, Path], run: Mapping[str, Any]) -> dict[str
     Raises:
         DataError: The run's model cannot be loaded, or its texts were not stored.
     """
-    model, (ids, mask) = _model(artifacts), _stored(artifacts, "ids", "mask")
-    if not isinstance(model, ConceptForMaskedLM):
-        raise DataError(
-            "A run must be of a model with concepts; that of architecture bert has no slots that read."
-        )
+    ids, mask = _stored(artifacts, "ids", "mask")
     batches = [
         {"input_ids": some.long(), "attention_mask": seen}
         for some, seen in zip(ids.split(TEXTS), mask.split(TEXTS), strict=True)
     ]
-    collected = collect(model.encoder, batches, attentions="last")
+    collected = collect(_model(artifacts).encoder, batches, attentions="last")
     found = measure(collected.concepts_TCH, collected.attention)
     return {f"concepts/{n}": value for n, value in found.items() if n.startswith("attention_")}
 

@@ -6,13 +6,12 @@ from types import MappingProxyType
 from typing import Literal
 
 from assay.core.errors import ConfigError
+from assay.engines.concepts.corpus import HUB
 
 Metric = Literal["accuracy", "f1", "mcc", "pearson", "spearman"]
 Home = tuple[str, str | None, str | None]
 """Repository of the hub, configuration, revision."""
 
-HUB = "hub:"
-"""Before a task's name: its examples are read from the hub, not from the data folder."""
 GLUE = "nyu-mll/glue"
 OFFICIAL = "official validation, as in the source and the papers; nothing is chosen on it"
 FIRST = ("sentence1", "sentence_A", "question1")
@@ -127,7 +126,7 @@ def task_of(name: str) -> Task:
     """
     if (found := TASKS.get(name.removeprefix(HUB))) is None:
         raise ConfigError(
-            f"A task must be one of {', '.join(TASKS)}, with {HUB} before it to be read from the hub; got {name!r}. mnli is reported on both of its "
-            "validation parts, matched and mismatched."
+            f"A task must be one of {', '.join(TASKS)}, with {HUB} before it to be read from the hub; got {name!r}. mnli "
+            "is reported on both of its validation parts, matched and mismatched."
         )
     return found

@@ -33,7 +33,7 @@ DERIVATIVES: frozenset[Derivative] = frozenset(
 )
 
 
-EVERY = "h_0 … h_L"
+EVERY = "h_0 … h_{L - 1}"
 """Where all layers are given in one tensor."""
 
 

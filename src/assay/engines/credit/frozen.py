@@ -105,11 +105,7 @@ class Frozen(Training):
         return found
 
     def _tried(
-        self,
-        net: Net,
-        number: int,
-        size: int,
-        runs: Sequence[int],
+        self, net: Net, number: int, size: int, runs: Sequence[int]
     ) -> list[dict[str, Tensor]]:
         """Of each of these runs what one triple of batches tells; what two runs ask alike is computed once."""
         three = exploit.triple(self.data, number, size)

@@ -178,8 +178,8 @@ def _cifar(folder: Path) -> dict[str, np.ndarray]:
             raise ConfigError(
                 f"Data 'cifar10' in {folder} cannot be read: {error}. Copy it again."
             ) from error
-        if len({each.shape for each in pictures}) > 1:
-            sizes = sorted({each.shape for each in pictures})
+        sizes = sorted({each.shape for each in pictures})
+        if len(sizes) > 1:
             raise ConfigError(
                 f"Images of {which}-*.parquet in {folder} must be of one size; there are {sizes[:3]}. Copy the set again."
             )
