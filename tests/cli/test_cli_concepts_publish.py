@@ -1,9 +1,11 @@
 """`assay concepts registry`: every pretraining run of the lab in one table."""
 
 import json
+import zipfile
 
 import pytest
 from project import Project
+from safetensors.torch import load
 
 STUDY = """
 [study]
@@ -71,10 +73,39 @@ def test_a_models_card_is_written_beside_it(project):
     project("concepts", "pretrain", "one", *sizes, "--set", *small)
     assert "OWNER/NAME" in project.refused("concepts", "publish", "one", "small", "--dry-run")
     card = project.root / "one" / "model" / "README.md"
+    assert "identifier" in project.refused(
+        "concepts", "publish", "one", "me/small", "--license", "Apache 2.0", "--dry-run"
+    )
     assert not card.exists()
     project("concepts", "publish", "one", "me/small", "--license", "mit", "--dry-run")
     assert "license: mit" in card.read_text()
     assert "A text as 4 concept vectors of 32 numbers" in card.read_text()
+    assert "| seeds | data 0, init 0 |" in card.read_text()
+    told = json.loads((project.root / "one" / "config.json").read_text())
+    assert f"| corpus, sha256 | {told['data']['corpus python']} |" in card.read_text()
+
+
+def test_plain_encoders_are_called_by_the_layers_that_they_have(tmp_path):
+    """Counted in what was stored; they are not those of the setting."""
+    project = Project(tmp_path)
+    plain = STUDY.replace('"tiny"', '"plain"').replace("concept_losses", "objective")
+    plain = plain.replace("layers = 1", 'layers = 2\narchitecture = "bert"')
+    plain = plain.replace('objective = ["combined"]', 'objective = "span"')
+    project.write("studies/plain.toml", plain)
+    project("run", "studies/plain.toml")
+    rows = json.loads(project("concepts", "registry", "plain", "--json").stdout)
+    (archive, *_) = (project.root / "runs" / "plain").rglob("*-model.zip")
+    with zipfile.ZipFile(archive) as stored:
+        names = load(stored.read("model.safetensors")).keys()
+    layers = {name.split(".")[3] for name in names if name.startswith("bert.encoder.layer.")}
+    assert len(layers) != 2
+    expected = {f"bert_{kind}_H32L{len(layers)}" for kind in ("mlm", "span")}
+    assert {row["architecture"] for row in rows} == expected
+    assert {row["run"].rsplit("_", 2)[0] for row in rows} == expected
+    for archive in (project.root / "runs" / "plain").rglob("*-model.zip"):
+        archive.write_bytes(b"")
+    rows = json.loads(project("concepts", "registry", "plain", "--json").stdout)
+    assert {row["architecture"] for row in rows} == {"bert_mlm_H32", "bert_span_H32"}
 
 
 def test_the_registry_as_a_page(project):

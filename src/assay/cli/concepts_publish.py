@@ -1,17 +1,20 @@
 """`assay concepts registry` and `publish`: all runs in one table, and one model with its card."""
 
 import importlib
+import json as plain_json
 import re
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
+from zipfile import BadZipFile, ZipFile
 
 import msgspec
 from cyclopts import Parameter
 
 from assay.cli.common import Output, headed_table, ledger, open_index, print_json
 from assay.cli.local_files import read_json
+from assay.core.artifacts import ArtifactStore
 from assay.core.config import build
 from assay.core.errors import ConfigError
 from assay.core.ledger import invalidations
@@ -46,7 +49,15 @@ def registry(
     settings = Settings.from_environment()
     with open_index(settings, study) as index:
         runs = [r for r in index.runs(study) if (r.engine, r.task) == ("concepts", "pretrain")]
-        rows = [_row(run, _finals(index.run_values(run.id)), index.facts(run.id)) for run in runs]
+        rows = [
+            _row(
+                run,
+                _finals(index.run_values(run.id)),
+                index.facts(run.id),
+                settings.runs_dir / run.path,
+            )
+            for run in runs
+        ]
     struck = invalidations(ledger(settings))
     for run, row in zip(runs, rows, strict=True):
         row["status"] = "invalidated" if run.id in struck else run.status
@@ -83,8 +94,23 @@ def _conclusion(note: Path) -> str | None:
     return re.split(r"(?<=[.!?])\s", " ".join(text.split()), maxsplit=1)[0] or None
 
 
-def _row(run: IndexedRun, final: dict[str, float], facts: dict[str, object]) -> dict[str, Any]:
+def _plain_layers(folder: Path) -> int | None:
+    """Of the plain encoder that a run stored; None if it has stored none, or it is not here."""
+    path = ArtifactStore(folder).path("model.zip")
+    if path is None:
+        return None
+    try:
+        with ZipFile(path) as archive:
+            return int(plain_json.loads(archive.read("config.json"))["num_hidden_layers"])
+    except (OSError, BadZipFile, KeyError, ValueError):
+        return None
+
+
+def _row(
+    run: IndexedRun, final: dict[str, float], facts: dict[str, object], folder: Path
+) -> dict[str, Any]:
     config = msgspec.convert(run.config, PretrainConfig)
+    layers = _plain_layers(folder) if config.architecture == "bert" else None
     scores = [f"{name} {final[name]:.3f}" for name in SCORES if name in final]
     scores += [f"{n} {v:.3f}" for n, v in final.items() if n.endswith(f"/{ZERO_SHOT}")]
     read = config.steps * config.batch
@@ -96,10 +122,10 @@ def _row(run: IndexedRun, final: dict[str, float], facts: dict[str, object]) -> 
     }
     return {
         "date": run.created_at[:10],
-        "run": run_name(config, datetime.fromisoformat(run.created_at)),
+        "run": run_name(config, datetime.fromisoformat(run.created_at), layers),
         "id": run.id,
         "study": f"{run.study}/{run.arm}/{run.cell_label}/{run.seed_label}",
-        "architecture": architecture(config),
+        "architecture": architecture(config, layers),
         "objective": config.objective,
         "data": config.corpus,
         "machine": facts.get("machine.cpu") or NONE,
@@ -141,7 +167,14 @@ def publish(
     config = build(PretrainConfig, told.get("config", {}), where=str(out / "config.json"))
     cards = importlib.import_module("assay.engines.concepts.card")
     path = out / "model" / "README.md"
-    cards.model_card(config, final, place=repository, licence=licence).save(path)
+    run = cards.Trained(
+        config=config,
+        final=final,
+        model=read_json(out / "model" / "config.json"),
+        seeds=told.get("seeds", {}),
+        data=told.get("data", {}),
+    )
+    cards.model_card(run, place=repository, licence=licence).save(path)
     console = Output()
     console.print(f"wrote {path}")
     if not dry_run:
