@@ -1,10 +1,12 @@
 """Models: sizes as the specification counts them, stored and loaded as they were, right first weights."""
 
+import logging
 import math
 
 import pytest
 import torch
 from concepts_helpers import SMALL, batch, model_with
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -12,6 +14,8 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     BertForMaskedLM,
+    Trainer,
+    TrainingArguments,
     set_seed,
 )
 
@@ -173,6 +177,91 @@ def test_the_encoder_alone_is_loaded_from_a_pretrained_model(tmp_path):
     assert isinstance(encoder, ConceptModel)
     ids, mask, labels = batch()
     assert torch.equal(encoder(ids, mask).last_hidden_state, model(ids, mask, labels).concepts)
+
+
+WHOLE = {
+    "concept_losses": ["combined"], "weighting": "kendall-gal", "concept_position_type": "learned",
+}  # fmt: skip
+
+
+def loaded(kind, place, **settings):
+    """What the library says of names that it found or missed."""
+    _, told = kind.from_pretrained(place, output_loading_info=True, **settings)
+    return told["unexpected_keys"], told["missing_keys"]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_parts_of_a_stored_model_are_loaded_without_complaints(tmp_path, head):
+    """The encoder from all models, and a classifier from a pretrained one, of which its new head alone is told."""
+    model_with(tie_word_embeddings=False, **WHOLE).save_pretrained(tmp_path / "mlm")
+    assert loaded(AutoModel, tmp_path / "mlm") == (set(), set())
+    found = AutoModelForSequenceClassification.from_pretrained(tmp_path / "mlm", head=head)
+    unread, new = loaded(AutoModelForSequenceClassification, tmp_path / "mlm", head=head)
+    assert not unread
+    assert {"classifier.weight", "classifier.bias"} <= new
+    assert not any(name.startswith(("encoder.", "decoder.")) for name in new)
+    found.save_pretrained(tmp_path / "cls")
+    assert loaded(AutoModel, tmp_path / "cls") == (set(), set())
+
+
+def test_foreign_weights_are_still_told(tmp_path):
+    """Of a part that is left unread no model may leave some unread that it has itself."""
+    model_with(decoder_type="diffusion", decoder_layers=2).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    strange = {"encoder.strange": torch.ones(2), "header.weight": torch.ones(2)}
+    save_file(weights | strange, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert loaded(AutoModel, tmp_path)[0] == strange.keys()
+    unread, _ = loaded(AutoModelForMaskedLM, tmp_path, decoder_layers=1)
+    assert strange.keys() < unread
+    assert {name.startswith("decoder.layers.1.") for name in unread - strange.keys()} == {True}
+    unread, _ = loaded(
+        AutoModelForSequenceClassification, tmp_path, decoder_layers=1, head="decoder"
+    )
+    assert any(name.startswith("decoder.layers.1.") for name in unread)
+
+
+def batch_rows(texts):
+    """A batch as the library's Trainer takes it, a text at a time."""
+    names = ("input_ids", "attention_mask", "labels")
+    return [dict(zip(names, row, strict=True)) for row in zip(*batch(texts=texts), strict=True)]
+
+
+def trainer_of(model, folder, changes=None, **settings):
+    """The library's own, on six texts."""
+    rows = batch_rows(6)
+    usual = {"per_device_train_batch_size": 2, "max_steps": 4, "save_steps": 2}
+    arguments = TrainingArguments(
+        output_dir=str(folder), use_cpu=True, report_to=[], disable_tqdm=True,
+        per_device_eval_batch_size=2, **usual | (changes or {}),
+    )  # fmt: skip
+    return Trainer(model=model, args=arguments, train_dataset=rows, eval_dataset=rows, **settings)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_training_goes_on_without_missing_a_tied_weight(tmp_path, caplog, monkeypatch, tied):
+    """By the library's Trainer, to the same weights as at once; an untied last layer is stored and found."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    ends = []
+    for resume in (False, str(tmp_path / "checkpoint-2")):
+        model = model_with(tie_word_embeddings=tied)
+        trainer_of(model, tmp_path).train(resume_from_checkpoint=resume)
+        assert (model.head.weight is model.encoder.embedding.tokens.weight) == tied
+        ends.append(model.state_dict())
+    assert "missing keys" not in caplog.text
+    stored = load_file(tmp_path / "checkpoint-2" / "model.safetensors")
+    assert ("head.weight" in stored) != tied
+    for name, value in ends[0].items():
+        assert torch.equal(value, ends[1][name]), name
+
+
+def test_a_last_layer_that_was_untied_is_stored(tmp_path):
+    """The settings still say tied: what the model has counts."""
+    model = model_with(tie_word_embeddings=True)
+    model.set_output_embeddings(torch.nn.Linear(32, 300, bias=False))
+    model.save_pretrained(tmp_path)
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path)
+    assert torch.equal(again.head.weight, model.head.weight)
+    assert not torch.equal(again.head.weight, again.encoder.embedding.tokens.weight)
 
 
 def test_gates_begin_at_zero_and_stay_so_through_the_library(tmp_path):

@@ -1,6 +1,7 @@
 """Pretraining through the lab: recorded, resumed, the same alone and in a cohort, stored with its tokenizer."""
 
 import io
+import logging
 import zipfile
 from dataclasses import replace
 
@@ -159,6 +160,20 @@ def test_a_seed_alone_is_the_seed_in_a_cohort(folder):
         assert without_speed(alone.final) == without_speed(cohort[index].final)
         assert alone.files == cohort[index].files
     assert cohort[0].rows != cohort[1].rows
+
+
+@pytest.mark.parametrize("architecture", ["concepts", "bert"])
+def test_going_on_misses_no_weights(folder, caplog, monkeypatch, architecture):
+    """Tied ones are stored once."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    first = Context(1, folder, stop_after=3)
+    trained(folder, contexts=[first], architecture=architecture)
+    trained(
+        folder,
+        contexts=[Context(1, folder, checkpoint=first.checkpoint)],
+        architecture=architecture,
+    )
+    assert "missing keys" not in caplog.text
 
 
 @pytest.mark.parametrize("stop_after", [3, 5, 8])

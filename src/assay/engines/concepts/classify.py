@@ -10,7 +10,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from assay.engines.concepts.configuration import ConceptConfig
 from assay.engines.concepts.decoders import decoder_of
-from assay.engines.concepts.encoder import ConceptModel, ConceptPreTrainedModel
+from assay.engines.concepts.encoder import PRETRAINING, ConceptModel, ConceptPreTrainedModel
 from assay.engines.concepts.layers import Attention, FeedForward, norm
 
 
@@ -90,6 +90,10 @@ class ConceptForSequenceClassification(ConceptPreTrainedModel):
         wide = 4 * config.hidden_size if config.head == "pair" else config.hidden_size
         self.classifier = nn.Linear(wide, int(config.num_labels or 2))
         self.post_init()
+
+    def _left_unread(self) -> set[str]:
+        """What a pretrained model has besides. What it lacks is told: a new head begins as first weights."""
+        return {*PRETRAINING, *([r"^decoder\."] if self.decoder is None else [])}
 
     def forward(
         self,

@@ -63,6 +63,8 @@ FETCHING = frozenset(
     {"cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder"}
 )
 """Settings of `from_pretrained` that say where a checkpoint is."""
+PRETRAINING = frozenset({r"^head\.weight$", r"^loss_weights\.raw$"})
+"""Patterns of weights that pretraining alone needs, whatever the decoder."""
 
 
 class ConceptPreTrainedModel(PreTrainedModel):
@@ -73,6 +75,19 @@ class ConceptPreTrainedModel(PreTrainedModel):
     base_model_prefix = "encoder"
     main_input_name = "input_ids"
     _supports_sdpa = True
+
+    def post_init(self) -> None:
+        """As the library's; but what a part may leave unread when it is loaded alone, the whole may not.
+
+        The library lets a model ignore what its parts ignore: a decoder's layers that do not fit the
+        settings would then be left out without a word.
+        """
+        super().post_init()
+        self._keys_to_ignore_on_load_unexpected = self._left_unread()
+
+    def _left_unread(self) -> set[str]:
+        """Patterns of weights that this model may leave in a checkpoint without a word."""
+        return set()
 
     @classmethod
     def from_pretrained(
@@ -164,6 +179,11 @@ class ConceptModel(ConceptPreTrainedModel):
         self.layers = nn.ModuleList(ConceptLayer(config) for _ in range(kinds))
         self.last_norm = norm(config)
         self.post_init()
+
+    def _left_unread(self) -> set[str]:
+        """All of the models that this is a part of: to load the encoder alone is what they are trained for."""
+        around = {r"^decoder\.", r"^pool\.", r"^rows_norm\.", r"^classifier\.(weight|bias)$"}
+        return around | PRETRAINING
 
     def get_input_embeddings(self) -> nn.Embedding:
         """Of the tokens."""

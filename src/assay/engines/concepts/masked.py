@@ -59,6 +59,20 @@ class ConceptForMaskedLM(ConceptPreTrainedModel):
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Linear:
+    @property
+    def _keys_to_ignore_on_save(self) -> set[str]:
+        """The last layer's weights, as long as they are the token embeddings, which are stored anyway.
+
+        The library leaves out what is tied by itself; but its Trainer, when it goes on from a checkpoint,
+        misses all that this does not name. What is tied is looked at, since it may be untied after loading.
+        """
+        tied = hasattr(self, "head") and self.head.weight is self.encoder.embedding.tokens.weight
+        return set(self._tied_weights_keys) if tied else set()
+
+    @_keys_to_ignore_on_save.setter
+    def _keys_to_ignore_on_save(self, names: Any) -> None:
+        """The library stores a copy of it; there is none to keep."""
+
         """The last layer."""
         return self.head
 

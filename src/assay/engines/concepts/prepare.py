@@ -94,7 +94,10 @@ def model_of(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> PreT
         return ConceptForMaskedLM(own)
     plain = bert_like(own).config
     plain.tie_word_embeddings = own.tie_word_embeddings
-    return BertForMaskedLM(plain)
+    made = BertForMaskedLM(plain)
+    # Stored once, since they are others' weights; the library's Trainer would miss them on going on.
+    made._keys_to_ignore_on_save = set(made.all_tied_weights_keys)
+    return made
 
 
 def concept_config(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> ConceptConfig:
