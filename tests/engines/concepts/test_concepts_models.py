@@ -3,6 +3,7 @@
 import logging
 import math
 
+import numpy as np
 import pytest
 import torch
 from concepts_helpers import SMALL, batch, model_with
@@ -262,6 +263,31 @@ def test_a_last_layer_that_was_untied_is_stored(tmp_path):
     again = AutoModelForMaskedLM.from_pretrained(tmp_path)
     assert torch.equal(again.head.weight, model.head.weight)
     assert not torch.equal(again.head.weight, again.encoder.embedding.tokens.weight)
+
+
+def test_the_librarys_evaluation_sees_the_logits_alone(tmp_path):
+    """As its examples have them: logits of every place beside labels; and what comes after a tuple's loss."""
+    model = model_with(dense_head=True)
+    ids, mask, labels = batch(texts=6)
+    out = model(ids, mask, labels)
+    assert torch.equal(out.to_tuple()[1], out.logits)
+    seen = []
+
+    def measured(found):
+        seen.append(found.predictions)
+        asked = found.label_ids != -100
+        right = found.predictions.argmax(-1)[asked] == found.label_ids[asked]
+        return {"accuracy": right.mean()}
+
+    told = trainer_of(model, tmp_path, compute_metrics=measured).evaluate()
+    assert isinstance(seen[0], np.ndarray)
+    torch.testing.assert_close(torch.from_numpy(seen[0]), out.logits, rtol=1e-4, atol=1e-5)
+    asked = labels != -100
+    wanted = (out.logits.argmax(-1)[asked] == labels[asked]).double().mean()
+    assert told["eval_accuracy"] == pytest.approx(float(wanted))
+    # Of asked-for tokens alone they stand in the order of the labels.
+    sparse = trainer_of(model_with(), tmp_path).predict(batch_rows(6)).predictions
+    torch.testing.assert_close(torch.from_numpy(sparse), out.logits[asked], rtol=1e-4, atol=1e-5)
 
 
 def test_gates_begin_at_zero_and_stay_so_through_the_library(tmp_path):

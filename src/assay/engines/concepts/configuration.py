@@ -71,6 +71,8 @@ class ConceptConfig(PreTrainedConfig):
     """
 
     model_type = "concept_encoder"
+    # The library's Trainer hands all other outputs to compute_metrics: the logits alone are answers.
+    keys_to_ignore_at_inference = ["task_loss", "concept_losses", "concepts"]  # noqa: RUF012
 
     vocab_size: int = 30522
     concept_num: int = 128

@@ -27,17 +27,18 @@ class MaskedOutput(ModelOutput):
 
     Attributes:
         loss: With labels: the task's loss, in training with the concept losses and their weights.
+        logits: [B, N, V] without labels, and with `dense_head`; otherwise with labels those of the labelled
+            tokens alone, text by text, [labelled, V], beside which stands `labels[labels != -100]`.
         task_loss: Of the task alone, nats a token where `time_weight` is "none".
         concept_losses: Name → concept loss, in training.
-        logits: [B, N, V] without labels; with labels those of the labelled
-            tokens alone, [labelled, V].
         concepts: [B, C, H].
     """
 
+    # The library's tools take what comes after the loss for the answers.
     loss: Tensor | None = None
+    logits: Tensor | None = None
     task_loss: Tensor | None = None
     concept_losses: Mapping[str, Tensor] | None = None
-    logits: Tensor | None = None
     concepts: Tensor | None = None
 
 
@@ -58,7 +59,6 @@ class ConceptForMaskedLM(ConceptPreTrainedModel):
         self.loss_weights = LossWeights(config)
         self.post_init()
 
-    def get_output_embeddings(self) -> nn.Linear:
     @property
     def _keys_to_ignore_on_save(self) -> set[str]:
         """The last layer's weights, as long as they are the token embeddings, which are stored anyway.
@@ -73,6 +73,7 @@ class ConceptForMaskedLM(ConceptPreTrainedModel):
     def _keys_to_ignore_on_save(self, names: Any) -> None:
         """The library stores a copy of it; there is none to keep."""
 
+    def get_output_embeddings(self) -> nn.Linear:
         """The last layer."""
         return self.head
 
