@@ -21,6 +21,7 @@ from evaluation_helpers import (
     tokenizer,
 )
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from assay.core.errors import ConfigError
 from assay.engines.concepts.evaluate import evaluate, write_report
@@ -219,6 +220,18 @@ def test_a_folder_without_a_tokenizer_is_told(places, tmp_path):
     classifier(places["bert"], task_of("sst2")).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="it has special ones alone"):
         fetch_tokenizer(tmp_path)
+
+
+def test_texts_are_filled_up_on_the_right_whatever_the_tokenizer_says(tmp_path):
+    """Tokenizers of some decoders fill up before the text; stored again, they do so no more."""
+    tokenizer().save_pretrained(tmp_path)
+    settings = tmp_path / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"padding_side": "left"}))
+    assert AutoTokenizer.from_pretrained(tmp_path).padding_side == "left"
+    found = fetch_tokenizer(tmp_path)
+    assert found(["a", "a b c d e"], padding=True)["attention_mask"][0][0] == 1
+    found.save_pretrained(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).padding_side == "right"
 
 
 def test_a_model_of_another_task_is_told(places, tmp_path):

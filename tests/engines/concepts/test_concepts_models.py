@@ -290,6 +290,17 @@ def test_the_librarys_evaluation_sees_the_logits_alone(tmp_path):
     torch.testing.assert_close(torch.from_numpy(sparse), out.logits[asked], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", [ConceptModel, ConceptForMaskedLM])
+def test_texts_that_are_filled_up_on_the_left_are_refused(kind):
+    """Their places would be others, and so would their concepts; a row of padding alone is no text."""
+    model = kind(model_with().config)
+    ids, mask, _ = batch()
+    with pytest.raises(ConfigError, match=r"text 1 of the batch .*\.padding_side = "):
+        model(ids.flip(1), mask.flip(1))
+    mask[2] = 0
+    model(ids, mask)
+
+
 def test_gates_begin_at_zero_and_stay_so_through_the_library(tmp_path):
     """The source's were drawn anew by the library (specification, section 0, item 2)."""
     model = model_with(decoder_type="diffusion", modulation="zero", initializer_range=0.1)

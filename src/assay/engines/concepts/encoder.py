@@ -217,10 +217,12 @@ class ConceptModel(ConceptPreTrainedModel):
             output_attentions: Give how slots read; computes it a second time, so it is for analysis.
 
         Raises:
-            ConfigError: A text is longer than the model has places, or has ids beyond the vocabulary.
+            ConfigError: A text is longer than the model has places, has ids beyond the vocabulary, or is
+                filled up on the left.
         """
         check_ids(self.config, input_ids)
         mask = None if attention_mask is None else attention_mask.bool()
+        check_begins(mask)
         tokens = self.embedding(input_ids)
         concepts = self.slots().expand(len(input_ids), -1, -1)
         states, reads = [concepts], []
@@ -254,4 +256,21 @@ def check_ids(config: ConceptConfig, ids_BN: Tensor) -> None:
         raise ConfigError(
             f"Ids must be 0 or more and below vocab_size = {config.vocab_size}; got {least} to {most}. The tokenizer is "
             "not the one that the model was trained with: load it from the same checkpoint."
+        )
+
+
+def check_begins(mask_BN: Tensor | None) -> None:
+    """Texts must begin at the first place: places are counted from there, so that others would move concepts.
+
+    Raises:
+        ConfigError: One is filled up on the left.
+    """
+    if mask_BN is None or torch.compiler.is_compiling() or not mask_BN.numel():
+        return
+    late = ~mask_BN[:, 0] & mask_BN.any(1)
+    if late.any():
+        raise ConfigError(
+            "A text must begin at the first place and be filled up on the right, since places are counted from there; "
+            f"text {int(late.nonzero()[0, 0])} of the batch begins with attention_mask = 0. Set "
+            'tokenizer.padding_side = "right".'
         )

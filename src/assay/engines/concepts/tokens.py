@@ -99,6 +99,8 @@ def fetch_tokenizer(place: str | Path) -> PreTrainedTokenizerFast:
                 f"A tokenizer must have a {role}; {str(place)!r} has none. Add one (tokenizer.add_special_tokens) "
                 "and store it, or take another."
             )
+    # Places are counted from a text's beginning; the tokenizers of some decoders fill up before it.
+    found.padding_side = "right"
     return found
 
 
