@@ -255,6 +255,18 @@ def test_training_goes_on_without_missing_a_tied_weight(tmp_path, caplog, monkey
         assert torch.equal(value, ends[1][name]), name
 
 
+def test_batches_that_are_added_up_give_their_mean_gradient(tmp_path):
+    """By the library's Trainer, which would take their sum if the model claimed to divide by itself."""
+    lengths = []
+    for pieces in (1, 3):
+        model = model_with(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        cut = {"per_device_train_batch_size": 6 // pieces, "gradient_accumulation_steps": pieces}
+        trainer = trainer_of(model, tmp_path, cut | {"max_steps": 1, "logging_steps": 1})
+        trainer.train()
+        lengths.append(trainer.state.log_history[0]["grad_norm"])
+    assert lengths[1] == pytest.approx(lengths[0], rel=0.3)
+
+
 def test_a_last_layer_that_was_untied_is_stored(tmp_path):
     """The settings still say tied: what the model has counts."""
     model = model_with(tie_word_embeddings=True)

@@ -75,6 +75,8 @@ class ConceptPreTrainedModel(PreTrainedModel):
     base_model_prefix = "encoder"
     main_input_name = "input_ids"
     _supports_sdpa = True
+    accepts_loss_kwargs = False
+    """Losses are means of their own batch; the library's Trainer must divide them where it adds up several."""
 
     def post_init(self) -> None:
         """As the library's; but what a part may leave unread when it is loaded alone, the whole may not.
