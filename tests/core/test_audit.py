@@ -279,6 +279,18 @@ def test_two_values_for_one_quantity(tmp_path):
     assert not finding.blocks
 
 
+def test_two_values_of_other_data_are_no_finding(tmp_path):
+    """The file was edited between two studies: the seeds are not to blame."""
+    project = Project(tmp_path, environment=ENV)
+    fill(project)
+    other = edit(project.text, ('id = "s"', 'id = "t"'))
+    (tmp_path / "studies" / "t.toml").write_text(other)
+    twin = Project(tmp_path, other, "t", environment=ENV)
+    (planned,) = twin.plan("a", "2")
+    add_run(twin.runs, planned, summary={SCORE: 0.12}, provenance={"data": {"train": "edited"}})
+    assert audits(project) == {}
+
+
 def test_findings_are_in_the_log(project):
     """A finding is told in the section; where there is none, how many checks looked."""
     fill(project)

@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -372,6 +373,37 @@ def test_versions_mixed_within_an_arm_are_named():
         ("mixed-versions", ("a",)), ("mixed-versions", ("b",)),
     ]  # fmt: skip
     assert len(contract.blocking(["a"])) == 1
+
+
+def with_data(fingerprints):
+    """Arms a and b on seeds 1, 2, …, whose training data have these fingerprints."""
+    return [
+        run(arm, i, config__method=arm, data__train=data)
+        for arm in "ab"
+        for i, data in enumerate(fingerprints, 1)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("fingerprints", [("old", "old", "new"), ("old", "new", "new", "new")])
+def test_a_file_that_changed_between_seeds_is_found(fingerprints):
+    """A seed that was added after the text file was edited: the arm is no longer of one thing."""
+    contract = judge(with_data(fingerprints))
+    assert [(f.kind, f.arms, f.keys) for f in contract.findings] == [
+        ("mixed-data", ("a",), ("data.train",)), ("mixed-data", ("b",), ("data.train",)),
+    ]  # fmt: skip
+    assert len(contract.blocking(["a"])) == 1
+
+
+def test_data_that_a_seed_drew_are_no_finding():
+    """Another seed, another sample: the fingerprint follows the seed. So it does one of two seeds."""
+    assert judge(with_data(("d1", "d2", "d3"))).findings == ()
+    crossed = [
+        run(arm, f"{init}-{data}", config__method=arm, seed__init=init, seed__data=data, data__train=f"d{data}")
+        for arm in "ab" for init in (1, 2) for data in (1, 2)
+    ]  # fmt: skip
+    assert judge(crossed).findings == ()
+    both = [replace(r, facts={**r.facts, "data.train": r.seed}) for r in crossed]
+    assert judge(both).findings == ()
 
 
 def test_seeds_spread_evenly_over_machines_block_nothing():

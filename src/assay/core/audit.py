@@ -351,6 +351,7 @@ def two_values(seen: Audited) -> Iterator[Finding]:
         and (other.code, other.seeds, other.engine) == (run.code, run.seeds, run.engine)
         and other.results_sha256 != run.results_sha256
         and not run.code.endswith("+")
+        and _data(seen.facts.get(run.id, {})) == _data(seen.index.facts(other.id))
     ]
     if apart:
         run, other = min(apart, key=lambda pair: (pair[0].id, pair[1].id))
@@ -359,10 +360,15 @@ def two_values(seen: Audited) -> Iterator[Finding]:
             arms=tuple(sorted({run.arm for run, _ in apart})),
             keys=("results",),
             message=f"Two values for one quantity: {run.id} and {other.id} (study {other.study}) "
-            f"computed the same configuration, seeds and code, and differ ({len(apart)} such "
+            f"computed the same configuration, seeds, data and code, and differ ({len(apart)} such "
             "pair(s)); the program draws from something that is not seeded.",
             blocks=False,
         )
+
+
+def _data(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The fingerprints of what was read: on other data another result is no wonder."""
+    return {key: value for key, value in facts.items() if key.startswith("data.")}
 
 
 CHECKS: Mapping[str, Check] = {

@@ -16,6 +16,7 @@ from assay.core.findings import (
     by_value,
     confounds,
     mixed,
+    mixed_data,
     no_ops,
     one_result,
     uncompared,
@@ -90,6 +91,7 @@ def check(
         *idle,
         *without_effect(sites, {pair for f in idle for pair in f.pairs}, rule.factor),
         *mixed(runs, rule),
+        *mixed_data(runs, rule),
         *one_result(runs),
         *uncompared(not_comparable),
     ]

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from assay.core.differences import Difference, Pair, Realised, Rule, Site
+from assay.core.differences import NOTHING, Difference, Pair, Realised, Rule, Site, token
 from assay.core.study import under
 
 SHOWN_KEYS = 4
@@ -42,8 +42,8 @@ class Finding:
     """Something that is wrong with a comparison of arms.
 
     Attributes:
-        kind: "confounded", "unequal-budget", "no-op", "mixed-versions", "identical-results",
-            "incidental" or "not-comparable"; or the name of an audit (`assay.core.audit.CHECKS`).
+        kind: "confounded", "unequal-budget", "no-op", "mixed-versions", "mixed-data",
+            "identical-results", "incidental" or "not-comparable"; or the name of an audit (`assay.core.audit.CHECKS`).
         arms: The arms concerned.
         keys: The facts concerned.
         message: One sentence: what differs, the values, the arms, the way out.
@@ -219,6 +219,49 @@ def mixed(runs: Sequence[Realised], rule: Rule) -> Iterator[Finding]:
                 f"{_listed(keys)}, {tail}.",
                 blocks=blocks,
             )
+
+
+def mixed_data(runs: Sequence[Realised], rule: Rule) -> Iterator[Finding]:
+    """Arms whose seeds read different data, where no seed drew them: a file changed on the way.
+
+    Data may be drawn from a seed: then their fingerprint differs exactly where that seed does.
+    """
+    places: dict[tuple[str, str], list[Realised]] = {}
+    for run in runs:
+        places.setdefault((run.arm, run.cell), []).append(run)
+    found: dict[str, set[str]] = {}
+    for key in rule.varying:
+        if not key.startswith("data."):
+            continue
+        for (arm, _), members in places.items():
+            if not _drawn(key, members):
+                found.setdefault(arm, set()).add(key)
+    for arm, changed in found.items():
+        keys = tuple(sorted(changed))
+        yield Finding(
+            kind="mixed-data",
+            arms=(arm,),
+            keys=keys,
+            message=f"Mixed data: {_listed(keys)} is not the same for every seed of arm {arm}, and "
+            "no seed drew it, so a file changed between the runs and their spread is not that of "
+            "seeds; bring the old data back, or compute all of them anew with `assay run --again`.",
+            blocks=True,
+        )
+
+
+def _drawn(key: str, runs: Sequence[Realised]) -> bool:
+    """Whether the values of a fact are one, or differ exactly where some seed differs."""
+    values = [token(run.facts.get(key, NOTHING)) for run in runs]
+    if len(set(values)) == 1:
+        return True
+    roles = {name for run in runs for name in run.facts if name.startswith("seed.")}
+    drawers = [[run.facts.get(role, NOTHING) for run in runs] for role in roles]
+    return any(
+        len({token(seed) for seed in seeds})
+        == len(set(values))
+        == len({(token(seed), value) for seed, value in zip(seeds, values, strict=True)})
+        for seeds in [*drawers, [run.seed for run in runs]]
+    )
 
 
 def one_result(runs: Sequence[Realised]) -> Iterator[Finding]:
