@@ -1,7 +1,9 @@
 """`assay concepts pretrain`: train an encoder without a study, by one process or several."""
 
+import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from assay.cli.common import Output
-from assay.cli.local_files import Folder, LocalContext, interruptible
+from assay.cli.local_files import Folder, LocalContext, finals, interruptible
 from assay.cli.options import SetOption, assigned, checked, tell_settings
 from assay.core.config import to_plain
 from assay.core.errors import ConfigError
@@ -79,6 +81,11 @@ class Follower(Folder):
     def spent(self, **budget: float) -> None:
         """Nothing."""
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """The first process sees to it."""
+        yield
+
     def save_checkpoint(self, step: int, content: bytes) -> None:
         """Nothing."""
 
@@ -115,6 +122,25 @@ def pretrain(
     if not context.is_finished:
         _train(config, context)
     context.report(Output())
+    _judge(finals(out))
+
+
+GAINED = 0.05
+"""Nats below guessing by frequency; less is hardly more than that."""
+
+
+def _judge(final: Mapping[str, float]) -> None:
+    """Whether anything was learned, in a line; exit code 1 where the training diverged."""
+    loss, guessed = final["test/loss_nats"], final["test/unigram_nats"]
+    if not math.isfinite(loss):
+        print("the training diverged: the loss is no number; give a lower lr", file=sys.stderr)
+        raise SystemExit(1)
+    if loss > guessed - GAINED:
+        print(
+            f"it has learned hardly more than how often tokens occur: {loss:.3f} nats, and {guessed:.3f} by guessing so; "
+            "train longer, or draw larger first weights (--set init_range=0.1)",
+            file=sys.stderr,
+        )
 
 
 def _train(config: PretrainConfig, context: LocalContext) -> None:
@@ -131,7 +157,8 @@ def _train(config: PretrainConfig, context: LocalContext) -> None:
             threads=context.threads,
             data_dir=context.data_dir,
         )
-        train([config], [follower])
+        with interruptible([follower]):
+            train([config], [follower])
         raise SystemExit(0)
     with interruptible([context]):
         train([config], [context])

@@ -2,6 +2,7 @@
 
 import importlib
 import json as plain_json
+import math
 import re
 from collections.abc import Sequence
 from datetime import datetime
@@ -13,10 +14,10 @@ import msgspec
 from cyclopts import Parameter
 
 from assay.cli.common import Output, headed_table, ledger, open_index, print_json
-from assay.cli.local_files import read_json
+from assay.cli.local_files import finals, read_json
 from assay.core.artifacts import ArtifactStore
 from assay.core.config import build
-from assay.core.errors import ConfigError
+from assay.core.errors import ConfigError, StoreError
 from assay.core.ledger import invalidations
 from assay.core.read import IndexedRun
 from assay.core.settings import Settings
@@ -163,8 +164,13 @@ def publish(
     """
     if repository.count("/") != 1:
         raise ConfigError(f"A repository is named OWNER/NAME; got {repository!r}.")
-    told, final = read_json(out / "config.json"), read_json(out / "summary.json")
+    told, final = read_json(out / "config.json"), finals(out)
     config = build(PretrainConfig, told.get("config", {}), where=str(out / "config.json"))
+    if not math.isfinite(final.get("test/loss_nats", math.nan)):
+        raise StoreError(
+            f"{out} must hold a model that learned; its loss on other texts is no number: the training diverged. "
+            "Train it anew with a lower lr."
+        )
     cards = importlib.import_module("assay.engines.concepts.card")
     path = out / "model" / "README.md"
     run = cards.Trained(

@@ -15,7 +15,7 @@ from cyclopts import App, Parameter, validators
 
 from assay.cli.common import Output, headed_table, print_json
 from assay.cli.credit_files import contexts_of, find_own_modules, read, train_pending
-from assay.cli.local_files import read_json
+from assay.cli.local_files import finals
 from assay.cli.options import SetOption, assigned, checked, seeds_of, tell_settings
 from assay.core.errors import ConfigError
 from assay.engines.credit.config import TrainConfig
@@ -103,10 +103,10 @@ def train(
     if not train_pending(what.config, contexts):
         print(f"stopped; the same command goes on from {out}", file=sys.stderr)
         raise SystemExit(130)
-    finals = [read_json(context.folder / "summary.json") for context in contexts]
+    found = [finals(context.folder) for context in contexts]
     table = headed_table("", "mean ± std", "seeds")
     for metric, says in SHOWN.items():
-        table.add_row(says, _spread([final[metric] for final in finals]), str(len(finals)))
+        table.add_row(says, _spread([each[metric] for each in found]), str(len(found)))
     console = Output()
     console.print(table)
     console.print(CEILING)

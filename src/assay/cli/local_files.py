@@ -1,13 +1,16 @@
 """Runs outside the lab: one folder of plain files each, Ctrl-C, and going on in the same folder."""
 
 import csv
+import fcntl
 import hashlib
 import json
+import math
+import os
 import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,9 @@ from rich.console import Console
 
 from assay.core.errors import StoreError
 from assay.core.files import write_atomic
+
+ECHO_S = 1.0
+"""Signals of one and the same Ctrl-C lie no further apart."""
 
 
 class Folder:
@@ -63,6 +69,27 @@ class Folder:
     def should_stop(self) -> bool:
         """Whether Ctrl-C was pressed."""
         return self.stop
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While this process writes into the folder, no other one does.
+
+        Raises:
+            StoreError: Another one does.
+        """
+        place = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(place)
+            raise StoreError(
+                f"{self.folder} must be written by one process; another one trains there. Wait until it ends, or "
+                "give another folder."
+            ) from error
+        try:
+            yield
+        finally:
+            os.close(place)
 
 
 class LocalContext(Folder):
@@ -144,7 +171,9 @@ class LocalContext(Folder):
         self._write_final()
 
     def _write_final(self) -> None:
-        self.save("summary.json", json.dumps(self.final, indent=1, sort_keys=True).encode())
+        # JSON has no word for what is no number.
+        told = {name: v if math.isfinite(v) else None for name, v in self.final.items()}
+        self.save("summary.json", json.dumps(told, indent=1, sort_keys=True).encode())
 
     def save_checkpoint(self, step: int, content: bytes) -> None:
         """Replace the state from which the run goes on."""
@@ -173,29 +202,45 @@ class LocalContext(Folder):
         return step, content[8:]
 
     def report(self, console: Console) -> None:
-        """What came of it."""
-        for name, value in sorted(self.final.items()):
+        """What came of it, now or when it was trained."""
+        for name, value in sorted(finals(self.folder).items()):
             console.print(f"{name:32} {value:,.6g}")
-        console.print(f"{self.folder}: {time.monotonic() - self._began:.1f} s")
+        took = f"{time.monotonic() - self._began:.1f} s" if self.final else "was trained before"
+        console.print(f"{self.folder}: {took}")
 
 
 @contextmanager
 def interruptible(contexts: Sequence[Folder]) -> Iterator[None]:
-    """The first Ctrl-C lets the runs save and stop; the second one stops at once."""
+    """The first Ctrl-C (or SIGTERM) lets the runs save and stop; the next one stops at once.
+
+    What comes within a second is not the next one: torchrun passes on what the terminal has already told us.
+
+    Raises:
+        StoreError: Another process trains one of them.
+    """
+    asked: list[float] = []
 
     def ask(number: int, frame: object) -> None:
-        if contexts[0].stop:
+        asked.append(time.monotonic())
+        if asked[-1] - asked[0] > ECHO_S:
             raise KeyboardInterrupt
+        if len(asked) > 1:
+            return
         for context in contexts:
             context.stop = True
-        unit = contexts[0].unit
-        print(f"stops after this {unit}; Ctrl-C again stops at once", file=sys.stderr)
+        if not contexts[0].quiet:
+            unit = contexts[0].unit
+            print(f"stops after this {unit}; Ctrl-C again stops at once", file=sys.stderr)
 
-    before = signal.signal(signal.SIGINT, ask)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        with ExitStack() as held:
+            for context in contexts:
+                held.enter_context(context.alone())
+            yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def read_json(path: Path) -> Any:
@@ -207,6 +252,12 @@ def read_json(path: Path) -> Any:
             f"{path} must be a file that the run's command wrote; it cannot be read: {error}. Give the "
             "folder of a whole run or, to run anew, a new folder."
         ) from error
+
+
+def finals(folder: Path) -> dict[str, float]:
+    """The final values of a run; NaN where one was no number."""
+    told = read_json(folder / "summary.json")
+    return {name: math.nan if value is None else value for name, value in told.items()}
 
 
 def _different(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:

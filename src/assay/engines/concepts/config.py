@@ -51,6 +51,8 @@ USUAL: Mapping[str, Mapping[str, Any]] = {
 
 AMONG_SLOTS = ("orthogonality", "soft-orthogonality", "uniformity", "combined", "spread")
 """Concept losses of different slots of one text."""
+AMONG_TEXTS = ("input-variance", "input-uniformity", "input-combined")
+"""Concept losses of different texts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,6 +259,11 @@ def _check_objective(c: PretrainConfig) -> None:
     if c.slots < 2 and among:
         raise ValueError(
             f"{', '.join(among)} compares slots with one another; got slots = {c.slots}"
+        )
+    over = [name for name in c.concept_losses if name in AMONG_TEXTS]
+    if c.batch < 2 and over:
+        raise ValueError(
+            f"{', '.join(over)} compares the texts of a batch; got batch = {c.batch}. Give 2 or more"
         )
     if c.concept_losses and "orthogonality" in c.concept_losses and c.slots > c.hidden:
         raise ValueError(

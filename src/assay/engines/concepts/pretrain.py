@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from assay.core.engine import RunContext
-from assay.core.errors import ConfigError
+from assay.core.errors import CheckpointError, ConfigError
 from assay.engines import memory
 from assay.engines.concepts.collators import Collator, Texts, collator
 from assay.engines.concepts.config import PretrainConfig
@@ -125,6 +125,9 @@ class Recorder(TrainerCallback):
         """Record the step; measure, save and stop where it is time."""
         assert self.trainer is not None
         step, last = state.global_step, dict(self.trainer.last)
+        if not math.isfinite(last["train/loss_nats"]) and "diverged" not in self.notes:
+            self.notes["diverged"] = step
+            self.context.event("diverged", f"the training loss is no number at step {step}")
         length = last["train/grad_norm"]
         self._keep_longest("longest", length)
         if 2 * step > self.config.steps:
@@ -139,10 +142,19 @@ class Recorder(TrainerCallback):
         if time.monotonic() - self.shown > SHOW_EVERY_S:
             self.shown = time.monotonic()
             self.context.progress(step, self.config.steps, {"loss": last["train/loss_nats"]})
-        if self.context.should_stop() and step < self.config.steps:
+        if self._asked_to_stop() and step < self.config.steps:
             control.should_training_stop = control.should_save = True
         if at_evaluation and step < self.config.steps:
             control.should_save = True
+
+    def _asked_to_stop(self) -> bool:
+        """Of any of the processes: all leave after the same step, or the others would wait for ever."""
+        assert self.trainer is not None
+        asked = self.context.should_stop()
+        if self.trainer.args.world_size == 1:
+            return asked
+        flag = torch.tensor(float(asked), device=self.trainer.args.device)
+        return bool(self.trainer.accelerator.reduce(flag, reduction="sum") > 0)
 
     def _keep_longest(self, name: str, length: float) -> None:
         """The largest so far; what is no number is larger than any."""
@@ -306,7 +318,13 @@ def _restored(context: RunContext, folder: Path) -> tuple[str | None, dict[str, 
     if found is None:
         return None, {}
     place = folder / f"checkpoint-{found[0]}"
-    unpacked(io.BytesIO(found[1]), place)
+    try:
+        unpacked(io.BytesIO(found[1]), place)
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(
+            f"The state to go on from must be the whole archive that a run saved; this one of {len(found[1])} bytes "
+            f"cannot be unpacked: {error}. Begin anew in another folder, or remove the state (OUT/state.bin)."
+        ) from error
     return str(place), json.loads((place / NOTES).read_text())
 
 
