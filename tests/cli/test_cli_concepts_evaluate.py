@@ -56,6 +56,7 @@ def test_a_table_beside_baselines(project):
     assert "sst2: 43 to learn from, 5 to choose on (10% of train, held out; by accuracy)" in out
     assert "reported: 48 (official validation, as in" in out
     assert "majority  bag of words  linear probe" in out
+    assert "longer than max_length" not in out
     assert "ours, mean" in out
     assert out.count("[2]") >= 4
     assert "mrpc: seed 1: epoch 1 of 1, accuracy " in done.stderr
@@ -80,27 +81,18 @@ def test_plain_data_of_a_bert(project):
 def test_another_checkpoint_beside_it(project):
     """Its fine-tuning is a row of the same table, in the report's files too, and is what it is alone."""
     environment = {"ASSAY_DATA": str(project.root), "OMP_NUM_THREADS": "1"}
-    words = (
-        "concepts",
-        "evaluate",
-        "ours",
-        *SMALL,
-        "--beside",
-        "bert",
-        "--report",
-        "both",
-        "--json",
+    words = ("concepts", "evaluate", "ours", *SMALL, "--frozen", "--json")
+    found = json.loads(
+        project(*words, "--beside", "bert", "--report", "both", **environment).stdout
     )
-    found = json.loads(project(*words, **environment).stdout)
-    alone = json.loads(
-        project("concepts", "evaluate", "bert", *SMALL, "--json", "--quiet", **environment).stdout
-    )
+    alone = json.loads(project(*(words[:2]), "bert", *words[3:], "--quiet", **environment).stdout)
     for one, other in zip(found, alone, strict=True):
-        name = f"bert ({other['runs'][0]['parameters']:,} parameters), fine-tuned"
-        assert one["rows"][name] == other["rows"]["fine-tuned"]
+        name = f"bert ({other['runs'][0]['parameters']:,} parameters)"
+        for way in ("linear probe", "linear probe, untrained", "fine-tuned"):
+            assert one["rows"][f"{name}, {way}"] == other["rows"][way]
         assert one["runs"][0]["history"] != other["runs"][0]["history"]
     (table,) = (project.root / "both").glob("glue-sst2-*-results.csv")
-    assert table.read_text().count('\nsst2,"bert (') == 2
+    assert table.read_text().count('\nsst2,"bert (') == 5
     project("concepts", "evaluate", "ours", *SMALL, "--beside", "nothing", code=2, **environment)
 
 
@@ -113,6 +105,15 @@ def test_a_tokenizer_with_more_tokens_than_a_bert_is_told(project, tmp_path):
     words = ("concepts", "evaluate", str(tmp_path / "bert"), *SMALL)
     said = project.refused(*words, ASSAY_DATA=str(project.root))
     assert f"knows vocab_size = {len(WORDS)} tokens, and the tokenizer has {len(WORDS) + 1}" in said
+
+
+def test_texts_that_are_cut_are_told(project):
+    """Five words and three special tokens do not fit into six places."""
+    words = ("concepts", "evaluate", "ours", "--tasks", "mrpc", "--epochs", "1", "--seeds", "0")
+    out = project(
+        *words, "--set", "max_length=6", ASSAY_DATA=str(project.root), OMP_NUM_THREADS="1"
+    ).stdout
+    assert "longer than max_length = 6 tokens, and cut: 100.0% of train, " in out
 
 
 def test_the_training_part_is_not_reported_on(project):

@@ -43,10 +43,15 @@ def place(tmp_path_factory):
     return folder
 
 
+def environment(place):
+    return {"PATH": "/usr/bin:/bin", "HOME": str(place), "ASSAY_DATA": str(place)}
+
+
 def run(place, *arguments, launcher=()):
-    environment = {"PATH": "/usr/bin:/bin", "HOME": str(place), "ASSAY_DATA": str(place)}
     command = [*launcher, ASSAY, "concepts", *arguments]
-    return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        command, cwd=place, env=environment(place), capture_output=True, text=True
+    )
 
 
 def rows(folder):
@@ -109,9 +114,8 @@ def test_two_processes_compute_what_one_does(place, architecture):
 
 def begun(place, name, longer, launcher=()):
     """A training that has made its first steps, in a process group of its own as a terminal has it."""
-    environment = {"PATH": "/usr/bin:/bin", "HOME": str(place), "ASSAY_DATA": str(place)}
     process = subprocess.Popen(
-        [*launcher, ASSAY, "concepts", "pretrain", name, *longer], cwd=place, env=environment,
+        [*launcher, ASSAY, "concepts", "pretrain", name, *longer], cwd=place, env=environment(place),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     log = place / name / "metrics.jsonl"
@@ -121,7 +125,7 @@ def begun(place, name, longer, launcher=()):
     return process
 
 
-def longer_than(steps):
+def lasting(steps):
     longer = [*SMALL, "batch=4", "eval_interval=25"]
     longer[longer.index("--steps") + 1] = steps
     return longer
@@ -131,7 +135,7 @@ def longer_than(steps):
 @pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_saves_and_the_same_command_goes_on(place, asked):
     """To the same rows, but for the last bits of nothing: CPU, bit for bit. SIGTERM is what a cluster sends."""
-    longer, whole, cut = longer_than("60"), f"whole-{asked.name}", f"cut-{asked.name}"
+    longer, whole, cut = lasting("60"), f"whole-{asked.name}", f"cut-{asked.name}"
     done = run(place, "pretrain", whole, *longer)
     assert done.returncode == 0, done.stderr
     process = begun(place, cut, longer)
@@ -148,7 +152,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(place, asked):
 @pytest.mark.parametrize("asked", ["all", "one"])
 def test_ctrl_c_saves_where_two_processes_train(place, asked):
     """A terminal tells all of them at once, and torchrun tells its own once more; all leave after the same step."""
-    name, longer = f"cut-{asked}", longer_than("3000")
+    name, longer = f"cut-{asked}", lasting("3000")
     process = begun(place, name, longer, TORCHRUN)
     if asked == "all":
         os.killpg(process.pid, signal.SIGINT)
@@ -166,7 +170,7 @@ def test_ctrl_c_saves_where_two_processes_train(place, asked):
 @pytest.mark.timeout(300)
 def test_a_folder_has_one_writer_and_a_whole_state(place):
     """A second command would mix its rows in; half a state is no state."""
-    longer = longer_than("3000")
+    longer = lasting("3000")
     process = begun(place, "damaged", longer)
     beside = run(place, "pretrain", "damaged", *longer)
     assert beside.returncode == 2

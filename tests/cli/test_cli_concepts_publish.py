@@ -108,6 +108,23 @@ def test_plain_encoders_are_called_by_the_layers_that_they_have(tmp_path):
     assert {row["architecture"] for row in rows} == {"bert_mlm_H32", "bert_span_H32"}
 
 
+def test_a_studys_run_as_a_folder_of_pretrain(project):
+    """What is done with one can be done with the other; another run is refused there, and one without a model."""
+    rows = json.loads(project("concepts", "registry", "--json").stdout)
+    first, second = (row["id"] for row in rows)
+    assert "wrote out: tiny, combined, seed 1" in project("concepts", "unpack", first, "out").stdout
+    final = json.loads((project.root / "out" / "summary.json").read_text())
+    assert f"{final['test/loss_nats']:.4g}" == rows[0]["task_loss"]
+    assert final["spent/steps"] == 2
+    project("concepts", "analyze", "out/model", "--count", "8", code=1)
+    project("concepts", "publish", "out", "team/tiny", "--dry-run")
+    assert "combined" in (project.root / "out" / "model" / "README.md").read_text()
+    assert "another configuration" in project.refused("concepts", "unpack", second, "out")
+    assert "run of a study 'nosuch'" in project.refused("concepts", "registry", "nosuch")
+    assert "No run" in project.refused("concepts", "unpack", "nothing", "out2")
+    assert not (project.root / "out2").exists()
+
+
 def test_the_registry_as_a_page(project):
     """With what the study's note says first."""
     project.write("notes/tiny.md", "It runs,\n2<!--assay:tiny/none x--> steps. And more.\n")

@@ -109,6 +109,12 @@ def test_a_metric_that_no_seed_changes(project):
     assert judge(project).headline == "PASS 1"
 
 
+def test_values_that_are_no_numbers_are_not_constant(project):
+    """They are told as what they are."""
+    fill(project, lambda arm, i: {SCORE: float("nan") if arm == "a" else GOOD["b"][i]})
+    assert "constant-metric" not in audits(project)
+
+
 def test_seeds_that_agree_by_accident_in_one_cell_of_two(project):
     """The metric is computed from the run, as the other cell shows: paired differences stand, means do not."""
     paired = 'every("lr", diff("test/score", "b", "a") > 0)'

@@ -160,10 +160,24 @@ def test_cohorts_start_at_one_step(tmp_path):
     make(tmp_path, runs[2], checkpoint=40)
     make(tmp_path, runs[3], checkpoint=20)
     cohorts = look(tmp_path, *runs).cohorts()
-    assert [[r.planned.seed_label for r in c] for c in cohorts] == [["0"], ["1", "2"], ["3"]]
+    assert [[r.planned.seed_label for r in c] for c in cohorts] == [["1", "2"], ["0"], ["3"]]
 
 
 def test_cohorts_do_not_mix(tmp_path):
     """Runs of different cohorts are never computed together."""
     cohorts = look(tmp_path, planned(1, cohort="x"), planned(2, cohort="y")).cohorts()
     assert len(cohorts) == 2
+
+
+@pytest.mark.parametrize(
+    ("at_once", "sizes"),
+    [(1, [3, 3, 3]), (2, [3, 3, 2, 1]), (3, [3, 3, 3]), (5, [3, 2, 2, 1, 1]), (20, [1] * 9)],
+)
+def test_no_process_is_idle_while_the_last_cohorts_are_computed(tmp_path, at_once, sizes):
+    """Largest first, divided until each has as many; a run is not divided."""
+    runs = [planned(seed, cohort=name, arm=name) for name in "xyz" for seed in range(3)]
+    cohorts = look(tmp_path, *runs).cohorts(at_once)
+    assert [len(cohort) for cohort in cohorts] == sizes
+    assert {run.planned.identity for cohort in cohorts for run in cohort} == {
+        run.identity for run in runs
+    }

@@ -2,11 +2,24 @@
 
 import os
 import sys
+from typing import Any, get_args
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CoercionError, CycloptsError
 
 from assay import __version__
 from assay.core.errors import AssayError
+
+
+def whole_numbers(_app: App, _command: tuple[str, ...], arguments: Any) -> None:
+    """Refuse 3.5 where an option takes a whole number: the parser itself would round it."""
+    for argument in arguments:
+        if int not in (argument.hint, *get_args(argument.hint)):
+            continue
+        for token in argument.tokens:
+            if "." in token.value:
+                said = f"it takes a whole number; got {token.value}."
+                raise CoercionError(msg=said, argument=argument, token=token)
+
 
 app = App(
     name="assay",
@@ -14,6 +27,7 @@ app = App(
     "Every number in its log is bound to the runs it came from, or says that it is not.",
     version=__version__,
     help_format="plaintext",
+    config=whole_numbers,
 )
 COMMANDS = {
     "run": ("run", "Run a study, or any program: assay run -- CMD."),

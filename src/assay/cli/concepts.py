@@ -8,12 +8,13 @@ from cyclopts import App
 from assay.cli.concepts_analyze import analyze
 from assay.cli.concepts_evaluate import evaluate
 from assay.cli.concepts_pretrain import pretrain, settings
-from assay.cli.concepts_publish import publish, registry
+from assay.cli.concepts_publish import publish, registry, unpack
 
 app = App(name="concepts", help="Texts as C concept vectors.")
 app.command(pretrain)
 app.command(analyze)
 app.command(evaluate)
 app.command(registry)
+app.command(unpack)
 app.command(publish)
 app.command(settings)

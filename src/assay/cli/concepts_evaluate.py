@@ -105,7 +105,7 @@ def evaluate(
             another such as BERT to compare with.
         which: Which examples.
         how: How the classifier is trained.
-        beside: Another checkpoint, fine-tuned on the same examples in the same way, such as a plain encoder of
+        beside: Another checkpoint, measured on the same examples in the same ways, such as a plain encoder of
             this size that was pretrained on the same texts.
         frozen: Measure the vectors as they are too, by a linear probe, and on stsb and sick-r by
             their cosine; beside those of a model of that shape that was not pretrained.
@@ -157,6 +157,8 @@ def _show(report: "TaskReport") -> None:
             f"{name}: {len(part)} ({parts.told['reported']}); {overlap[f'{name}_in_train']} of them also in "
             f"train, {overlap[f'{name}_texts_in_train']} share a text with it"
         )
+    if cut := ", ".join(f"{share:.1%} of {part}" for part, share in report.cut.items() if share):
+        out.print(f"longer than max_length = {report.config.max_length} tokens, and cut: {cut}")
     model = f"{report.name}{f', {report.head}' if report.head else ''}"
     tuned = f"{model} ({report.runs[0].parameters:,} parameters)"
     table = headed_table("metric", *(tuned if way == "fine-tuned" else way for way in report.rows))

@@ -12,7 +12,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from assay.cli.common import Output
-from assay.cli.local_files import Folder, LocalContext, finals, interruptible
+from assay.cli.local_files import Folder, LocalContext, interruptible
 from assay.cli.options import SetOption, assigned, checked, tell_settings
 from assay.core.config import to_plain
 from assay.core.errors import ConfigError
@@ -29,8 +29,8 @@ class What:
     """What is trained, and on what."""
 
     corpus: str = "python"
-    """python (this interpreter's standard library), hub:NAME, or in the data folder a text file or a
-    folder with train.txt and valid.txt."""
+    """python (this interpreter's standard library), hub:NAME, or in the data folder (or by its whole path) a text
+    file or a folder with train.txt and valid.txt."""
     objective: str = "mlm"
     """mlm, whole-word, span, tsdae, diffusion or prefix."""
     hidden: int = 128
@@ -121,8 +121,7 @@ def pretrain(
     )
     if not context.is_finished:
         _train(config, context)
-    context.report(Output())
-    _judge(finals(out))
+    _judge(context.report(Output()))
 
 
 GAINED = 0.05

@@ -1,4 +1,4 @@
-"""`assay concepts registry` and `publish`: all runs in one table, and one model with its card."""
+"""`assay concepts registry`, `unpack` and `publish`: all runs in one table, and one model with its card."""
 
 import importlib
 import json as plain_json
@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from datetime import datetime
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any
 from zipfile import BadZipFile, ZipFile
@@ -14,7 +15,7 @@ import msgspec
 from cyclopts import Parameter
 
 from assay.cli.common import Output, headed_table, ledger, open_index, print_json
-from assay.cli.local_files import finals, read_json
+from assay.cli.local_files import LocalContext, finals, read_json
 from assay.core.artifacts import ArtifactStore
 from assay.core.config import build
 from assay.core.errors import ConfigError, StoreError
@@ -29,6 +30,8 @@ SCORES = tuple(f"{task.name}/{metric}" for task in TASKS.values() for metric in 
 """Of the fine-tuned model; shown where they were measured, with what needs no fine-tuning."""
 ZERO_SHOT = "zero_shot_spearman"
 NONE = "–"
+DATA = "data."
+"""Before the names of facts that are fingerprints of what a run read."""
 
 
 def registry(
@@ -68,7 +71,8 @@ def registry(
         return
     if not rows:
         raise ConfigError(
-            "There is no pretraining run here. Run a study of studies/concepts: assay run FILE."
+            f"There is no pretraining run {f'of a study {study!r}' if study else 'here'}. `assay ls` lists studies that "
+            "have runs; run one of studies/concepts: assay run FILE."
         )
     if markdown:
         heads = [head.replace("_", " ") for head in rows[0]]
@@ -141,6 +145,42 @@ def _row(
         "git": run.code,
         "status": run.status,
     }
+
+
+def unpack(run: str, out: Path) -> None:
+    """Write a study's run as the folder that `pretrain` writes, for analyze, evaluate and publish.
+
+    Args:
+        run: Id of the run; the first letters are enough if only one run has them.
+        out: Folder for it.
+    """
+    settings = Settings.from_environment()
+    with open_index(settings) as index:
+        found = index.find(run)
+        rows, facts = index.run_values(found.id), index.facts(found.id)
+    if (found.engine, found.task) != ("concepts", "pretrain"):
+        raise StoreError(
+            f"A run must be of a pretraining; {found.id} is of {found.engine}, {found.task}. `assay concepts registry` "
+            "lists those."
+        )
+    store = ArtifactStore(settings.runs_dir / found.path)
+    if "model.zip" not in store.current():
+        raise StoreError(
+            f"A run must have stored its model, as it does at its end; {found.id} is {found.status}. Let it go on: "
+            f"assay run {found.study}."
+        )
+    data = {name.removeprefix(DATA): v for name, v in facts.items() if name.startswith(DATA)}
+    told = {"config": found.config, "seeds": found.seeds, "data": data}
+    context = LocalContext(out, told=told, seeds=found.seeds, quiet=True)
+    # Heavy; what is wrong with run and folder is told before.
+    from assay.engines.concepts.pretrain import unpacked
+
+    unpacked(BytesIO(store.read("model.zip")), out / "model")
+    context.final = _finals([row for row in rows if row.source == "summary"])
+    context.spent(**found.spent)
+    Output().print(f"wrote {out}: {found.study}, {found.arm}, seed {found.seed_label}")
+    if found.id in invalidations(ledger(settings)):
+        Output(stderr=True).print(f"{found.id} was invalidated: `assay show {found.id}` says why")
 
 
 def publish(

@@ -201,12 +201,14 @@ class LocalContext(Folder):
         self.save("metrics.jsonl", "".join(f"{line}\n" for line in kept).encode())
         return step, content[8:]
 
-    def report(self, console: Console) -> None:
-        """What came of it, now or when it was trained."""
-        for name, value in sorted(finals(self.folder).items()):
+    def report(self, console: Console) -> dict[str, float]:
+        """What came of it, now or when it was trained; the final values."""
+        told = finals(self.folder)
+        for name, value in sorted(told.items()):
             console.print(f"{name:32} {value:,.6g}")
         took = f"{time.monotonic() - self._began:.1f} s" if self.final else "was trained before"
         console.print(f"{self.folder}: {took}")
+        return told
 
 
 @contextmanager
@@ -218,19 +220,19 @@ def interruptible(contexts: Sequence[Folder]) -> Iterator[None]:
     Raises:
         StoreError: Another process trains one of them.
     """
-    asked: list[float] = []
+    first_s = math.inf
 
     def ask(number: int, frame: object) -> None:
-        asked.append(time.monotonic())
-        if asked[-1] - asked[0] > ECHO_S:
-            raise KeyboardInterrupt
-        if len(asked) > 1:
+        nonlocal first_s
+        if contexts[0].stop:
+            if time.monotonic() - first_s > ECHO_S:
+                raise KeyboardInterrupt
             return
+        first_s = time.monotonic()
         for context in contexts:
             context.stop = True
-        if not contexts[0].quiet:
-            unit = contexts[0].unit
-            print(f"stops after this {unit}; Ctrl-C again stops at once", file=sys.stderr)
+        unit = contexts[0].unit
+        print(f"stops after this {unit}; Ctrl-C again stops at once", file=sys.stderr)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -125,7 +125,7 @@ def run_study(
         _check(study, planned, settings)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     at_once, threads = _division(study, planned, jobs or cores or 1, cores or 1)
-    cohorts = found.cohorts(at_least=at_once)
+    cohorts = found.cohorts(at_once)
     console = Output()
     show_plan(study, found, cohorts, why, console)
     if dry_run or not found.pending:

@@ -98,9 +98,10 @@ def constant_across_seeds(seen: Audited) -> Iterator[Finding]:
     for metric, rows in seen.rows.items():
         if metric not in claimed:
             continue
-        places: dict[tuple[str, str], list[float | None]] = {}
+        places: dict[tuple[str, str], list[float]] = {}
         for run, row in rows:
-            places.setdefault((run.arm, run.cell_label), []).append(row.value)
+            if row.value is not None and math.isfinite(row.value):
+                places.setdefault((run.arm, run.cell_label), []).append(row.value)
         varies: dict[str, set[bool]] = {}
         for (arm, _), values in places.items():
             if len(values) >= MIN_SEEDS:
@@ -308,8 +309,7 @@ def overlapping_splits(seen: Audited) -> Iterator[Finding]:
     """Training and test data that are the same, or that share examples by the run's own count."""
     same: dict[str, tuple[str, str]] = {}
     for run in seen.runs:
-        facts = seen.facts.get(run.id, {})
-        splits = {key: value for key, value in facts.items() if key.startswith("data.") and value}
+        splits = {key: value for key, value in _data(seen.facts.get(run.id, {})).items() if value}
         train = {key: value for key, value in splits.items() if "train" in key}
         test = {key: value for key, value in splits.items() if "test" in key or "val" in key}
         for a, value in train.items():
@@ -351,6 +351,7 @@ def two_values(seen: Audited) -> Iterator[Finding]:
         and (other.code, other.seeds, other.engine) == (run.code, run.seeds, run.engine)
         and other.results_sha256 != run.results_sha256
         and not run.code.endswith("+")
+        # On other data another result is no wonder.
         and _data(seen.facts.get(run.id, {})) == _data(seen.index.facts(other.id))
     ]
     if apart:
@@ -367,7 +368,7 @@ def two_values(seen: Audited) -> Iterator[Finding]:
 
 
 def _data(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The fingerprints of what was read: on other data another result is no wonder."""
+    """The fingerprints of what was read."""
     return {key: value for key, value in facts.items() if key.startswith("data.")}
 
 

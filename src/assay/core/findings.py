@@ -255,12 +255,11 @@ def _drawn(key: str, runs: Sequence[Realised]) -> bool:
     if len(set(values)) == 1:
         return True
     roles = {name for run in runs for name in run.facts if name.startswith("seed.")}
-    drawers = [[run.facts.get(role, NOTHING) for run in runs] for role in roles]
+    drawers = [[token(run.facts.get(role, NOTHING)) for run in runs] for role in roles]
+    drawers.append([run.seed for run in runs])
     return any(
-        len({token(seed) for seed in seeds})
-        == len(set(values))
-        == len({(token(seed), value) for seed, value in zip(seeds, values, strict=True)})
-        for seeds in [*drawers, [run.seed for run in runs]]
+        len(set(seeds)) == len(set(values)) == len(set(zip(seeds, values, strict=True)))
+        for seeds in drawers
     )
 
 

@@ -65,23 +65,27 @@ class Survey:
         """Frozen runs that failed: the failure counts, and only `again` makes another run."""
         return tuple(pair for pair in self.done if pair[1].status == "failed")
 
-    def cohorts(self, at_least: int = 1) -> list[list[Pending]]:
-        """Pending runs grouped by what is computed together.
+    def cohorts(self, at_once: int = 1) -> list[list[Pending]]:
+        """Pending runs grouped by what is computed together, the largest groups first.
 
-        Runs of one cohort start at one step, and the largest cohorts are divided until there are
-        `at_least` so many, if there are as many runs. Neither changes a result: a seed in a
-        cohort equals the seed alone.
+        Runs of one cohort start at one step. The largest cohorts are divided until every process
+        has as many of them, so that none is idle while the last ones are computed. Neither
+        changes a result: a seed in a cohort equals the seed alone.
+
+        Args:
+            at_once: Processes.
         """
         groups: dict[tuple[str, int | None], list[Pending]] = {}
         for run in self.pending:
             groups.setdefault((run.planned.cohort, run.start_step), []).append(run)
         cohorts = list(groups.values())
-        while len(cohorts) < min(at_least, len(self.pending)):
-            largest = max(cohorts, key=len)
+        while len(cohorts) % at_once and len(cohorts) < len(self.pending):
+            # Of equals the last, which would be computed last.
+            place = max(range(len(cohorts)), key=lambda i: (len(cohorts[i]), i))
+            largest = cohorts[place]
             half = (len(largest) + 1) // 2
-            place = cohorts.index(largest)
             cohorts[place : place + 1] = [largest[:half], largest[half:]]
-        return cohorts
+        return sorted(cohorts, key=len, reverse=True)
 
 
 def survey(

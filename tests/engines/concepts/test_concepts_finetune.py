@@ -24,14 +24,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from assay.core.errors import ConfigError
+from assay.engines.concepts.checkpoints import classifier
 from assay.engines.concepts.evaluate import evaluate, write_report
 from assay.engines.concepts.finetune import (
     FineTuneConfig,
     _answers,
     _Collator,
     _rows,
-    classifier,
     fine_tune,
+    share_cut,
     with_length,
 )
 from assay.engines.concepts.parts import Examples
@@ -220,6 +221,35 @@ def test_a_folder_without_a_tokenizer_is_told(places, tmp_path):
     classifier(places["bert"], task_of("sst2")).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="it has special ones alone"):
         fetch_tokenizer(tmp_path)
+
+
+def test_a_stored_model_needs_its_tokenizer(places, tmp_path):
+    """Of a corpus it may be left out, and the error says so; of a model it may not."""
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ConfigError, match="leave it out: one is trained on the corpus"):
+        fetch_tokenizer(tmp_path)
+    with pytest.raises(ConfigError, match="Store the one that the model was trained with there"):
+        fetch_tokenizer(tmp_path, beside_model=True)
+
+
+def test_a_model_that_diverged_is_told_before_it_is_measured(places, tmp_path):
+    """By its weights, not as a fine-tuning that diverged."""
+    model = classifier(places["concepts"], TASKS["sst2"])
+    with torch.no_grad():
+        model.encoder.last_norm.bias[0] = torch.nan
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"finite numbers; 1 of .*encoder\.last_norm\.bias: its"):
+        classifier(tmp_path, TASKS["sst2"])
+
+
+@pytest.mark.parametrize(("apart", "share"), [(False, 0.75), (True, 0.25)])
+def test_the_share_that_is_cut(apart, share):
+    """Of pairs: joined both share the places, read one by one each has them for itself."""
+    first, second = ["a", "a b c", "a b c d e f g h", "a b c"], ["b", "b c d", "b", "b c d"]
+    pairs = Examples(tuple(first), tuple(second), np.zeros(4))
+    assert share_cut(tokenizer(), pairs, 8, apart=apart) == share
+    texts = Examples(tuple(first), None, np.zeros(4))
+    assert share_cut(tokenizer(), texts, 8, apart=apart) == 0.25
 
 
 def test_texts_are_filled_up_on_the_right_whatever_the_tokenizer_says(tmp_path):

@@ -61,6 +61,13 @@ def test_every_way_of_answering_is_measured_and_declared(folder):
     assert not any(name.startswith("gradient/") for name in found)
 
 
+def test_a_run_that_diverged_is_not_judged(folder):
+    """It ends as one; its events and its loss say so."""
+    final = run_of(folder, lr=1e30, warmup=0, clip=0.0).final
+    assert not np.isfinite(final["test/loss_nats"])
+    assert not any(name.startswith(("stsb/", "mrpc/")) for name in final)
+
+
 def test_it_is_the_same_every_time_and_the_seed_matters(folder):
     one, two = run_of(folder).final, run_of(folder).final
     for name, value in one.items():

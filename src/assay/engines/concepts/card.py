@@ -103,6 +103,11 @@ class Trained:
     seeds: Mapping[str, int]
     data: Mapping[str, str]
 
+    @property
+    def layers(self) -> int:
+        """That the model has; a plain one's are not those of `config`."""
+        return int(self.model["num_hidden_layers"])
+
 
 def model_card(run: Trained, *, place: str, licence: str | None = None) -> ModelCard:
     """The card: how to load the model, its settings, what was measured, and results in the hub's form.
@@ -122,7 +127,6 @@ def model_card(run: Trained, *, place: str, licence: str | None = None) -> Model
             "ones are named 'other'."
         )
     config, final = run.config, run.final
-    layers = int(run.model["num_hidden_layers"])
     told = _settings(run)
     says = {name: metric.says for name, metric in METRICS.items()} | CHIEF
     measured = sorted((name, value) for name, value in final.items() if name in says)
@@ -142,7 +146,7 @@ def model_card(run: Trained, *, place: str, licence: str | None = None) -> Model
         name=name,
         place=place,
         what=WHAT[config.architecture].format(
-            config, f"{layers} layer{'' if layers == 1 else 's'}"
+            config, f"{run.layers} layer{'' if run.layers == 1 else 's'}"
         ),
         install=INSTALL[config.architecture],
         needs=NEEDS[config.architecture],
@@ -158,7 +162,7 @@ def _settings(run: Trained) -> dict[str, str]:
     config = run.config
     tokenizer = _public(config.tokenizer) if config.tokenizer else "trained on the corpus"
     found = {
-        "architecture": architecture(config, int(run.model["num_hidden_layers"])),
+        "architecture": architecture(config, run.layers),
         "tokenizer": f"{tokenizer}, {int(run.model['vocab_size']):,} tokens",
         "objective": _objective(config),
         "concept losses": concept_losses(config),

@@ -71,7 +71,7 @@ class PretrainConfig:
     packed: bool = True
     """Documents one after another, cut to equal lengths; otherwise each is cut off or filled up."""
     train_blocks: int = 0
-    """Texts of the corpus to train on; 0 is all."""
+    """Texts of the corpus to train on, at most; 0 is all."""
     held_blocks: int = 256
     """Held-out texts on which loss and concepts are measured: a half while training, the other at
     the end."""

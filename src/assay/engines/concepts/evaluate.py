@@ -14,12 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
 from assay.core.errors import ConfigError
 from assay.engines.concepts.baselines import bag_of_words, majority
+from assay.engines.concepts.checkpoints import classifier, located
 from assay.engines.concepts.finetune import (
     FineTuneConfig,
     FineTuned,
-    classifier,
     fine_tune,
-    located,
+    share_cut,
     with_length,
 )
 from assay.engines.concepts.frozen import linear_probe, zero_shot
@@ -48,6 +48,7 @@ class TaskReport:
         rows: Way → its values on `reported`.
         settings: Way → what was chosen for it on `chosen`.
         runs: Each fine-tuning.
+        cut: Part → share of its examples that have more tokens than `config.max_length`.
     """
 
     parts: Parts
@@ -57,6 +58,7 @@ class TaskReport:
     rows: Mapping[str, Values]
     settings: Mapping[str, Mapping[str, Any]]
     runs: Sequence[FineTuned]
+    cut: Mapping[str, float]
 
     @property
     def name(self) -> str:
@@ -88,6 +90,7 @@ class TaskReport:
             "rows": {way: dict(values) for way, values in self.rows.items()},
             "settings": {way: dict(values) for way, values in self.settings.items()},
             "runs": [asdict(run) for run in self.runs],
+            "cut": dict(self.cut),
         }
 
 
@@ -114,7 +117,7 @@ def evaluate(
             similarity without training. Beside them stand those of a model of the same shape that
             was not pretrained, drawn with each seed: vectors of random weights hold which words
             a text has, and that alone is worth much on such tasks.
-        beside: Another checkpoint, fine-tuned on the same examples in the same way; "" for none.
+        beside: Another checkpoint, measured on the same examples in the same ways; "" for none.
         tell: Gets a line when something is done.
 
     Raises:
@@ -122,33 +125,33 @@ def evaluate(
     """
     task = parts.task
     # Before anything is computed, so that a wrong head or place is told at once.
-    model, tokenizer, fitting = _loaded(checkpoint, task, config, head)
-    other = _loaded(beside, task, config, None) if beside else None
+    first = _loaded(checkpoint, task, config, head)
+    loaded = {"": first}
+    if beside:
+        other = _loaded(beside, task, config, None)
+        loaded[f"{short(beside)} ({other.model.num_parameters():,} parameters), "] = other
     words = bag_of_words(parts)
     tell(f"{task.name}: bag of words")
     rows: dict[str, Values] = {MAJORITY: _single(majority(parts)), WORDS: _single(words.reported)}
     settings: dict[str, Mapping[str, Any]] = {WORDS: words.settings}
-    if frozen:
-        for way, values, chosen in frozen_ways(model, tokenizer, parts, fitting.max_length, seeds):
-            rows[way], settings[way] = values, chosen
-        tell(f"{task.name}: frozen vectors")
-    make = partial(classifier, checkpoint, task, head)
-    tuned = {TUNED: _tuned(make, tokenizer, parts, fitting, seeds, tell)}
-    if other is not None:
-        make = partial(classifier, beside, task)
-        made = _tuned(make, other[1], parts, other[2], seeds, tell)
-        tuned[f"{short(beside)} ({made[0].parameters:,} parameters), {TUNED}"] = made
-    for way, made in tuned.items():
-        rows[way] = _joined([run.reported for run in made])
-        settings[way] = {"epochs": [run.epoch for run in made]}
+    runs: dict[str, list[FineTuned]] = {}
+    for whose, each in loaded.items():
+        if frozen:
+            for way, values, chosen in each.frozen(parts, seeds):
+                rows[whose + way], settings[whose + way] = values, chosen
+            tell(f"{task.name}: {whose}frozen vectors")
+        runs[whose] = _tuned(each, parts, seeds, tell)
+        rows[whose + TUNED] = _joined([run.reported for run in runs[whose]])
+        settings[whose + TUNED] = {"epochs": [run.epoch for run in runs[whose]]}
     return TaskReport(
         parts=parts,
         checkpoint=checkpoint,
-        head=getattr(model.config, "head", ""),
-        config=fitting,
+        head=getattr(first.model.config, "head", ""),
+        config=first.config,
         rows=rows,
         settings=settings,
-        runs=tuned[TUNED],
+        runs=runs[""],
+        cut=first.cut(parts),
     )
 
 
@@ -158,31 +161,58 @@ def short(checkpoint: str) -> str:
     return path.parent.name if path.name == "model" and path.parent.name else path.name
 
 
-def _loaded(
-    checkpoint: str, task: Task, config: FineTuneConfig, head: str | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, FineTuneConfig]:
-    """A checkpoint with its tokenizer, which fits it, and a length of texts that does."""
-    tokenizer = fetch_tokenizer(located(checkpoint))
-    model = classifier(checkpoint, task, head)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Loaded:
+    """A checkpoint.
+
+    Attributes:
+        model: With a new last layer.
+        make: Gives it anew.
+        tokenizer: Which fits it.
+        config: With a length of texts that does.
+    """
+
+    model: PreTrainedModel
+    make: Callable[[], PreTrainedModel]
+    tokenizer: PreTrainedTokenizerFast
+    config: FineTuneConfig
+
+    def frozen(
+        self, parts: Parts, seeds: Sequence[int]
+    ) -> Iterator[tuple[str, Values, Mapping[str, Any]]]:
+        """As `frozen_ways`."""
+        length = self.config.max_length
+        return frozen_ways(self.model, self.tokenizer, parts, length, seeds)
+
+    def cut(self, parts: Parts) -> dict[str, float]:
+        """Part → share of its examples that are longer than the model is given."""
+        apart = getattr(self.model.config, "head", None) == "pair"
+        reported = {f"reported{suffix}": part for suffix, part in parts.reported.items()}
+        return {
+            name: share_cut(self.tokenizer, part, self.config.max_length, apart=apart)
+            for name, part in {"train": parts.train, "chosen": parts.chosen, **reported}.items()
+        }
+
+
+def _loaded(checkpoint: str, task: Task, config: FineTuneConfig, head: str | None) -> _Loaded:
+    """A checkpoint for a task."""
+    make = partial(classifier, checkpoint, task, head)
+    model = make()
+    tokenizer = fetch_tokenizer(located(checkpoint), beside_model=True)
     check_fits(tokenizer, model.config, checkpoint)
-    return model, tokenizer, with_length(model, config)
+    return _Loaded(model=model, make=make, tokenizer=tokenizer, config=with_length(model, config))
 
 
 def _tuned(
-    make: Callable[[], PreTrainedModel],
-    tokenizer: PreTrainedTokenizerFast,
-    parts: Parts,
-    config: FineTuneConfig,
-    seeds: Sequence[int],
-    tell: Callable[[str], None],
+    loaded: _Loaded, parts: Parts, seeds: Sequence[int], tell: Callable[[str], None]
 ) -> list[FineTuned]:
     """A fine-tuning with each seed."""
-    task, runs = parts.task, []
+    task, epochs, runs = parts.task, loaded.config.epochs, []
     for seed in seeds:
-        run = fine_tune(make, tokenizer, parts, config, seed=seed)
+        run = fine_tune(loaded.make, loaded.tokenizer, parts, loaded.config, seed=seed)
         runs.append(run)
         best = f"{task.first} {run.history[run.epoch - 1][task.first]:.4f}"
-        tell(f"{task.name}: seed {seed}: epoch {run.epoch} of {config.epochs}, {best} on chosen")
+        tell(f"{task.name}: seed {seed}: epoch {run.epoch} of {epochs}, {best} on chosen")
     return runs
 
 
@@ -273,7 +303,7 @@ def _metadata(report: TaskReport, now: datetime) -> list[tuple[str, Any]]:
     single = [(name, plain[name]) for name in ("task", "checkpoint", "head", "chosen_by")]
     nested = [
         (f"{name}.{key}", value)
-        for name in ("sizes", "told", "overlap", "config")
+        for name in ("sizes", "told", "overlap", "cut", "config")
         for key, value in plain[name].items()
     ]
     return [

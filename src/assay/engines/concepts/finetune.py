@@ -4,13 +4,10 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
     DataCollatorWithPadding,
     EvalPrediction,
     PreTrainedModel,
@@ -24,11 +21,7 @@ from transformers import (
 
 from assay.core.errors import ConfigError
 from assay.engines.concepts.baselines import majority
-from assay.engines.concepts.config import Head
-from assay.engines.concepts.configuration import ConceptConfig
-from assay.engines.concepts.corpus import HUB
 from assay.engines.concepts.linear import reported_scores
-from assay.engines.concepts.models import ConceptForSequenceClassification
 from assay.engines.concepts.modes import quiet
 from assay.engines.concepts.parts import Examples, Parts
 from assay.engines.concepts.scores import Values, scores
@@ -110,99 +103,6 @@ class FineTuned:
     majority: Mapping[str, float]
     answers: int
     parameters: int
-
-
-def located(checkpoint: str | Path) -> str:
-    """What the library calls the place of a checkpoint.
-
-    Args:
-        checkpoint: A folder, or "hub:NAME"; so that a mistyped folder is not looked for on the hub.
-
-    Raises:
-        ConfigError: There is no such folder.
-    """
-    name = str(checkpoint)
-    if name.startswith(HUB):
-        return name.removeprefix(HUB)
-    if not Path(name).is_dir():
-        raise ConfigError(
-            f"A checkpoint must be a folder with config.json and model.safetensors, or hub:NAME; there is no folder "
-            f"{name!r}. Correct it, or write {HUB}{name} for the hub."
-        )
-    return name
-
-
-def classifier(checkpoint: str | Path, task: Task, head: str | None = None) -> PreTrainedModel:
-    """A pretrained model with a new last layer for a task.
-
-    Args:
-        checkpoint: Folder, or "hub:NAME": of a concept model or any other, such as BERT.
-        task: What it is for.
-        head: Of a concept model; None for that of its settings. Other models have one kind only.
-
-    Raises:
-        ConfigError: It cannot be loaded, lacks pretrained weights, or the head does not fit.
-    """
-    place = located(checkpoint)
-    try:
-        config = AutoConfig.from_pretrained(place)
-    except Exception as error:
-        raise ConfigError(
-            f"The checkpoint {place!r} cannot be loaded: {type(error).__name__}: {error}. Give a folder with "
-            "config.json and model.safetensors, or a name of the hub."
-        ) from error
-    config.num_labels = task.classes
-    kind: Any = AutoModelForSequenceClassification
-    if isinstance(config, ConceptConfig):
-        config.head = _checked_head(head or config.head, task)
-        kind = ConceptForSequenceClassification
-    elif head is not None:
-        raise ConfigError(
-            f"Heads are of concept models; {place!r} is a {config.model_type}, which has one kind. Leave out "
-            f"the head; got {head!r}."
-        )
-    try:
-        with quiet():
-            model, loaded = kind.from_pretrained(
-                str(place), config=config, output_loading_info=True
-            )
-    except Exception as error:
-        raise ConfigError(
-            f"The checkpoint {place!r} cannot be loaded for task '{task.name}': {type(error).__name__}: "
-            f"{_brief(error)}. Give a pretrained model of texts, not one that was trained for another task."
-        ) from error
-    _check_pretrained(model, loaded["missing_keys"], place)
-    return model
-
-
-def _brief(error: Exception) -> str:
-    """What the library says, without the names of all kinds of models that it knows."""
-    return str(error).partition("Model type should be one of")[0].strip().removesuffix(".")
-
-
-def _checked_head(head: str, task: Task) -> Head:
-    known: tuple[Head, ...] = get_args(Head)
-    if head not in known:
-        raise ConfigError(f"A head must be one of {', '.join(known)}; got {head!r}.")
-    if head == "pair" and not task.is_pair:
-        raise ConfigError(
-            f"The head 'pair' reads two texts one by one; task '{task.name}' has one. Take another head, such as "
-            "weighted."
-        )
-    return known[known.index(head)]
-
-
-def _check_pretrained(model: PreTrainedModel, missing: Sequence[str], place: str) -> None:
-    """Only what is new may lack weights: a body drawn at random would be measured as a pretrained one."""
-    bodies = (f"{model.base_model_prefix}.", "decoder.")
-    # BERT's pooler belongs to its own pretraining by sentence pairs, and others leave it out.
-    lost = [name for name in missing if name.startswith(bodies) and ".pooler." not in name]
-    if lost:
-        raise ConfigError(
-            f"The checkpoint {place!r} must hold the weights of a pretrained body; {len(lost)} are missing, "
-            f"such as {sorted(lost)[0]}. Give the checkpoint of a pretraining; the head 'decoder' needs its "
-            "decoder too."
-        )
 
 
 def with_length(model: PreTrainedModel, config: FineTuneConfig) -> FineTuneConfig:
@@ -321,12 +221,13 @@ def _arguments(
 
 
 def _rows(
-    tokenizer: PreTrainedTokenizerFast, part: Examples, max_length: int, *, apart: bool
+    tokenizer: PreTrainedTokenizerFast, part: Examples, max_length: int | None, *, apart: bool
 ) -> list[dict[str, Any]]:
-    """Examples as ids, not filled up; with the labels."""
+    """Examples as ids, not filled up; with the labels. None cuts nothing."""
 
     def encoded(*texts: Sequence[str]) -> Any:
-        return tokenizer(*(list(each) for each in texts), truncation=True, max_length=max_length)
+        cut = max_length is not None
+        return tokenizer(*(list(each) for each in texts), truncation=cut, max_length=max_length)
 
     if part.second is None:
         found = dict(encoded(part.first))
@@ -338,6 +239,23 @@ def _rows(
         found = dict(encoded(part.first, part.second))
     found["labels"] = part.labels.tolist()
     return [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
+
+
+def share_cut(
+    tokenizer: PreTrainedTokenizerFast, part: Examples, max_length: int, *, apart: bool
+) -> float:
+    """Share of examples of which a text, or the joined pair, has more tokens than the model is given.
+
+    Args:
+        tokenizer: Of the model.
+        part: The examples.
+        max_length: Tokens that it is given at most.
+        apart: Texts of a pair are read one by one.
+    """
+    with quiet():
+        whole = _rows(tokenizer, part, None, apart=apart)
+    texts = [name for name in whole[0] if name.startswith("input_ids")]
+    return float(np.mean([any(len(row[name]) > max_length for name in texts) for row in whole]))
 
 
 class _Collator:

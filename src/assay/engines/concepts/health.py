@@ -59,6 +59,11 @@ def health(
     return [*weights(model), *slots(model), *answers(model, batches)]
 
 
+def not_finite(model: nn.Module) -> list[str]:
+    """Names of the parameters of which a number is NaN or infinite."""
+    return [name for name, values in model.named_parameters() if not values.isfinite().all()]
+
+
 @torch.no_grad()
 def weights(model: nn.Module) -> list[Finding]:
     """Findings of each parameter: finite, none beyond 1e3, a deviation in [1e-6, 1e2]."""

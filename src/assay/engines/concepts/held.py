@@ -12,6 +12,7 @@ from assay.engines.concepts.analysis import collect, measure
 from assay.engines.concepts.analysis_metrics import CHIEF
 from assay.engines.concepts.collators import Batch, Collator, Texts, padded
 from assay.engines.concepts.config import PretrainConfig
+from assay.engines.concepts.health import not_finite
 from assay.engines.concepts.masked import IGNORED, ConceptForMaskedLM
 from assay.engines.concepts.modes import evaluating
 from assay.engines.concepts.prepare import Prepared, model_of
@@ -58,8 +59,7 @@ class Held:
     def probe(self, model: Any, *, prefix: bool) -> dict[str, float]:
         """What the encoder knows of the order of words, and under diffusion gradients by the time."""
         texts, tokenizer = self.parts["test"], self.data.tokenizer
-        finite = all(p.isfinite().all() for p in model.parameters())
-        if not finite:
+        if not_finite(model):
             return {}
         order = word_order(model.base_model, self.parts["val"], texts, tokenizer, self.batch)
         found = {"probe/word_order_accuracy": order}

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from assay.engines.concepts.baselines import bag_of_words, majority
+from assay.engines.concepts.checkpoints import classifier
 from assay.engines.concepts.config import PretrainConfig
 from assay.engines.concepts.evaluate import (
     MAJORITY,
@@ -18,7 +19,7 @@ from assay.engines.concepts.evaluate import (
     WORDS,
     frozen_ways,
 )
-from assay.engines.concepts.finetune import FineTuneConfig, classifier, fine_tune
+from assay.engines.concepts.finetune import FineTuneConfig, fine_tune
 from assay.engines.concepts.parts import Parts, load
 
 BEGINNINGS = {

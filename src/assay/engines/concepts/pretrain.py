@@ -32,6 +32,7 @@ from assay.core.errors import CheckpointError, ConfigError
 from assay.engines import memory
 from assay.engines.concepts.collators import Collator, Texts, collator
 from assay.engines.concepts.config import PretrainConfig
+from assay.engines.concepts.health import not_finite
 from assay.engines.concepts.held import Held
 from assay.engines.concepts.judged import judge
 from assay.engines.concepts.masked import ConceptForMaskedLM, loss_divisor
@@ -150,10 +151,7 @@ class Recorder(TrainerCallback):
     def _asked_to_stop(self) -> bool:
         """Of any of the processes: all leave after the same step, or the others would wait for ever."""
         assert self.trainer is not None
-        asked = self.context.should_stop()
-        if self.trainer.args.world_size == 1:
-            return asked
-        flag = torch.tensor(float(asked), device=self.trainer.args.device)
+        flag = torch.tensor(float(self.context.should_stop()), device=self.trainer.args.device)
         return bool(self.trainer.accelerator.reduce(flag, reduction="sum") > 0)
 
     def _keep_longest(self, name: str, length: float) -> None:
@@ -356,7 +354,8 @@ def _finish(
         stored = copy.deepcopy(tokenizer)
         stored.model_max_length = config.seq_len
         stored.save_pretrained(folder)
-        if trainer.args.process_index == 0:
+        # Of weights that are no numbers there is nothing to judge; the run ends as one that diverged.
+        if trainer.args.process_index == 0 and not not_finite(model):
             found |= judge(
                 config,
                 folder,

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from assay.engines.concepts.config import AMONG_TEXTS
+
 SOFT_MARGIN = 0.1
 """Cosines below it cost nothing under `soft_orthogonality`."""
 UNIFORMITY_TAU = 2.0
@@ -107,10 +109,7 @@ def input_combined(concepts_BCH: Tensor) -> Tensor:
     return input_variance(concepts_BCH) + input_uniformity(concepts_BCH)
 
 
-OVER_TEXTS = frozenset(
-    {"variance", "covariance", "vicreg", "combined"}
-    | {"input-variance", "input-uniformity", "input-combined"}
-)
+OVER_TEXTS = frozenset({"variance", "covariance", "vicreg", "combined", *AMONG_TEXTS})
 """Those that are not a mean over texts: of a part of a batch they are another."""
 REGULARISERS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "orthogonality": orthogonality,

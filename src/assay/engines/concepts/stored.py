@@ -93,7 +93,7 @@ def load(folder: Path) -> Stored:
             f"A checkpoint must have its tokenizer, with which texts become the ids that it was trained on; "
             f"{folder} has no tokenizer.json. Store it there: tokenizer.save_pretrained({str(folder)!r})."
         )
-    tokenizer = fetch_tokenizer(folder)
+    tokenizer = fetch_tokenizer(folder, beside_model=True)
     check_fits(tokenizer, model.config, folder)
     return Stored(model.eval(), tokenizer)
 

@@ -69,8 +69,12 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
-def fetch_tokenizer(place: str | Path) -> PreTrainedTokenizerFast:
+def fetch_tokenizer(place: str | Path, *, beside_model: bool = False) -> PreTrainedTokenizerFast:
     """A tokenizer of the hub, or of a folder (such as a checkpoint).
+
+    Args:
+        place: A folder, or a name of the hub.
+        beside_model: It must be there; else a corpus can do without, and an error says so.
 
     Raises:
         ConfigError: There is none, or it lacks a token for padding or for what is hidden.
@@ -78,10 +82,15 @@ def fetch_tokenizer(place: str | Path) -> PreTrainedTokenizerFast:
     try:
         found = AutoTokenizer.from_pretrained(str(place))
     except Exception as error:
+        way = (
+            "Store the one that the model was trained with there, with save_pretrained."
+            if beside_model
+            else "Correct it, or leave it out: one is trained on the corpus."
+        )
         raise ConfigError(
             f"The tokenizer {str(place)!r} must be a folder with tokenizer.json, or a name of the hub; there is "
             f"{'such a folder' if Path(place).is_dir() else 'no such folder'}, and the library says {type(error).__name__}: "
-            f"{' '.join(str(error).split()).rstrip('.')}. Correct it, or leave it out: one is trained on the corpus."
+            f"{' '.join(str(error).split()).rstrip('.')}. {way}"
         ) from error
     if not isinstance(found, PreTrainedTokenizerFast):
         raise ConfigError(
