@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from concepts_helpers import TEXTS, rows_of
+from tokenizers import processors
 
 from assay.core.errors import ConfigError
 from assay.engines.concepts.collators import Example, Texts, collator, padded
@@ -103,6 +104,31 @@ def test_words_of_real_text_are_told_apart_by_their_spaces(tokenizer):
     words = begins[1:-1]
     assert len(words) == len(TEXTS[0].split())
     assert all(word.startswith("Ġ") for word in words[1:])
+
+
+def test_words_are_the_same_where_a_token_counts_its_space():
+    """As of tokenizers whose post-processor leaves offsets as they are: all of a text would be one word."""
+    texts = [*TEXTS[:3], "two  spaces\n\na line, of – dashes\tand tabs "]
+    trimmed, whole = train_tokenizer(TEXTS, 300), train_tokenizer(TEXTS, 300)
+    ids = [(token, whole.convert_tokens_to_ids(token)) for token in ("[CLS]", "[SEP]")]
+    whole.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=ids
+    )
+    cut = Cut(length=500, packed=False, words=True)
+    found, other = blocks(texts, trimmed, cut), blocks(texts, whole, cut)
+    for (text, words), others in zip(
+        zip(texts, found.words, strict=True), other.words, strict=True
+    ):
+        assert words.tolist() == others.tolist()
+        assert words.sum() >= len(text.split())
+
+
+def test_the_first_token_stays_where_there_is_no_cls(tokenizer):
+    """Else the model would take a text that lost it for one that is filled up on the left."""
+    ids = [Example(each.ids[1:], None, each.key) for each in examples([60] * 20)]
+    made = collator("tsdae", tokenizer, rate=0.9, t_min=0.1)(ids)
+    assert bool((made["attention_mask"][:, 0] == 1).all())
+    assert made["attention_mask"][:, 1:-1].float().mean() < 0.2
 
 
 def test_spans_are_long_and_fill_the_share(tokenizer):

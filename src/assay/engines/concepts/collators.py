@@ -201,7 +201,7 @@ class Deletion:
 
     Args:
         tokenizer: Of the model.
-        rate: Share of tokens that are deleted; at least one stays.
+        rate: Share of tokens that are deleted; at least one stays, and the first where there is no [CLS].
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, rate: float) -> None:
@@ -215,6 +215,8 @@ class Deletion:
         kept = (draws >= self.rate) & texts.mask_BN
         survivor = draws.masked_fill(~texts.open_BN, -1).argmax(1, keepdim=True)
         kept |= torch.zeros_like(kept).scatter_(1, survivor, texts.open_BN.any(1, keepdim=True))
+        # Places are counted from a text's beginning, which is a token of the text where there is no [CLS].
+        kept[:, 0] = texts.mask_BN[:, 0]
         return {
             "input_ids": texts.ids_BN,
             "attention_mask": kept.long(),

@@ -272,18 +272,25 @@ def _encoded(
     nothing = np.zeros(0, bool)
     for batch in batches(texts, AT_ONCE):
         if words:
-            for found in backend.encode_batch(batch, add_special_tokens=False):
-                yield (
-                    np.array(found.ids, np.int32),
-                    _begins(np.array(found.offsets, np.int64).reshape(-1, 2)),
-                )
+            found = backend.encode_batch(batch, add_special_tokens=False)
+            for text, each in zip(batch, found, strict=True):
+                offsets = np.array(each.offsets, np.int64).reshape(-1, 2)
+                yield np.array(each.ids, np.int32), _begins(text, offsets)
         else:
             for found in backend.encode_batch_fast(batch, add_special_tokens=False):
                 yield np.array(found.ids, np.int32), nothing
 
 
-def _begins(offsets: np.ndarray) -> np.ndarray:
-    """True where a token does not go on where the one before it ended."""
+def _begins(text: str, offsets: np.ndarray) -> np.ndarray:
+    """True where a token does not go on where the one before it ended.
+
+    Some tokenizers count the space before a word as part of its first token; here it is part of none.
+    """
+    spaces = np.char.isspace(np.array([*text, "."], "U1"))
+    places = np.arange(len(spaces))
+    # The first place from each on that is no space.
+    solid = np.minimum.accumulate(np.where(spaces, len(text), places)[::-1])[::-1]
+    starts = np.minimum(solid[offsets[:, 0]], offsets[:, 1])
     begins = np.ones(len(offsets), bool)
-    begins[1:] = offsets[1:, 0] != offsets[:-1, 1]
+    begins[1:] = starts[1:] != offsets[:-1, 1]
     return begins
