@@ -427,6 +427,23 @@ def test_recursion_uses_one_layer_and_can_go_deeper_later():
     assert len(model.encoder(ids, mask, output_hidden_states=True).hidden_states) == 6
 
 
+@pytest.mark.parametrize("kind", [ConceptModel, ConceptForMaskedLM])
+def test_recursion_begins_with_the_first_layer_of_another_model(tmp_path, kind):
+    """As the source warmed it up: the layers after it are left without a word, and nothing else is."""
+    model = model_with(num_hidden_layers=3)
+    model.save_pretrained(tmp_path)
+    found, told = kind.from_pretrained(
+        tmp_path, recursive=True, num_iterations=4, output_loading_info=True
+    )
+    assert not told["unexpected_keys"]
+    assert not told["missing_keys"]
+    encoder = getattr(found, "encoder", found)
+    assert len(encoder.layers) == 1
+    first = model.encoder.layers[0].state_dict()
+    assert all(torch.equal(first[k], v) for k, v in encoder.layers[0].state_dict().items())
+    assert torch.equal(encoder.slots.weight, model.encoder.slots.weight)
+
+
 def test_attentions_are_shares_of_the_tokens_that_are_there():
     """The source gave empty tuples."""
     model = model_with(bidirectional=True)

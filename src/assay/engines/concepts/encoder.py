@@ -65,6 +65,8 @@ FETCHING = frozenset(
 """Settings of `from_pretrained` that say where a checkpoint is."""
 PRETRAINING = frozenset({r"^head\.weight$", r"^loss_weights\.raw$"})
 """Patterns of weights that pretraining alone needs, whatever the decoder."""
+LATER_LAYERS = r"^(encoder\.)?layers\.[1-9]"
+"""Pattern of the encoder's layers but the first, which is all that a recursive one takes of another."""
 
 
 class ConceptPreTrainedModel(PreTrainedModel):
@@ -85,7 +87,8 @@ class ConceptPreTrainedModel(PreTrainedModel):
         settings would then be left out without a word.
         """
         super().post_init()
-        self._keys_to_ignore_on_load_unexpected = self._left_unread()
+        later = {LATER_LAYERS} if self.config.recursive else set()
+        self._keys_to_ignore_on_load_unexpected = self._left_unread() | later
 
     def _left_unread(self) -> set[str]:
         """Patterns of weights that this model may leave in a checkpoint without a word."""
