@@ -61,8 +61,8 @@ def test_a_table_beside_baselines(project):
     assert out.count("[2]") >= 4
     assert "mrpc: seed 1: epoch 1 of 1, accuracy " in done.stderr
     names = sorted(path.name for path in (project.root / "out").iterdir())
-    assert len(names) == 6
-    assert sum(name.startswith("glue-sst2-ours-") for name in names) == 3
+    assert len(names) == 8
+    assert sum(name.startswith("glue-sst2-ours-") for name in names) == 4
 
 
 def test_plain_data_of_a_bert(project):

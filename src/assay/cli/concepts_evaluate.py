@@ -109,7 +109,7 @@ def evaluate(
             this size that was pretrained on the same texts.
         frozen: Measure the vectors as they are too, by a linear probe, and on stsb and sick-r by
             their cosine; beside those of a model of that shape that was not pretrained.
-        report: Folder for glue-TASK-MODEL-…-results.csv, -metadata.csv and .json of each task.
+        report: Folder for glue-TASK-MODEL-…-results.csv, -summary.csv, -metadata.csv and .json of each task.
         json: Plain data.
         quiet: No progress lines.
     """

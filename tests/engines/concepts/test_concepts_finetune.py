@@ -299,7 +299,7 @@ def test_a_report_holds_every_number(places, tmp_path):
     pretrained, bare = (report.rows["zero-shot" + end]["pearson"] for end in ("", ", untrained"))
     assert len({*pretrained, *bare}) == 3
     assert [run.reported["pearson"] for run in report.runs] == report.rows["fine-tuned"]["pearson"]
-    results, metadata, plain = write_report(tmp_path / "new", report, NOW)
+    results, summary, metadata, plain = write_report(tmp_path / "new", report, NOW)
     size = f"{report.runs[0].parameters / 1e6:.2g}"
     assert results.name == f"bench-sick-r-concepts-{size}M-20260226_2105-results.csv"
     rows = list(csv.DictReader(results.read_text().splitlines()))
@@ -307,12 +307,19 @@ def test_a_report_holds_every_number(places, tmp_path):
     for row in rows:
         values = report.rows[row["way"]][row["metric"]]
         assert float(row["value"]) == values[int(row["seed"] or 0)]
+    means = list(csv.DictReader(summary.read_text().splitlines()))
+    assert [int(row["n"]) for row in means] == [n for n in ways.values() for _ in range(2)]
+    for row in means:
+        values = report.rows[row["way"]][row["metric"]]
+        assert float(row["mean"]) == pytest.approx(np.mean(values))
+        assert (row["std"] == "") == (len(values) == 1)
+        assert len(values) == 1 or float(row["std"]) == pytest.approx(np.std(values, ddof=1))
     names = dict(csv.reader(metadata.read_text().splitlines()))
     assert (names["head"], names["sizes.train"], names["config.lr"]) == ("mean", "48", "0.003")
     assert json.loads(plain.read_text()) == json.loads(json.dumps(report.plain()))
     again = write_report(tmp_path / "new", report, NOW)
     assert again[0].name.endswith("_2105-2-results.csv")
-    assert len(list((tmp_path / "new").iterdir())) == 6
+    assert len(list((tmp_path / "new").iterdir())) == 8
     glue = replace(report, parts=parts_of("stsb", parts.train, parts.chosen, parts.reported[""]))
     assert write_report(tmp_path, glue, NOW)[0].name.startswith("glue-stsb-concepts-")
     (tmp_path / "file").touch()

@@ -249,9 +249,9 @@ def _single(values: Mapping[str, float]) -> Values:
 def write_report(folder: Path, report: TaskReport, now: datetime) -> list[Path]:
     """Write a task's report as files; none is overwritten.
 
-    glue-TASK-MODEL-PARAMSM-YYYYMMDD_HHMM-results.csv (a row for each way, metric and seed) and
-    -metadata.csv (name and value), as the source named them, and a .json with both and the history of
-    each training. Tasks that are not of GLUE begin with "bench", as there.
+    glue-TASK-MODEL-PARAMSM-YYYYMMDD_HHMM-results.csv (a row for each way, metric and seed),
+    -summary.csv (for each way and metric) and -metadata.csv (name and value), as the source named them, and a
+    .json with all and the history of each training. Tasks that are not of GLUE begin with "bench", as there.
 
     Args:
         folder: Made if it is not there.
@@ -272,10 +272,12 @@ def write_report(folder: Path, report: TaskReport, now: datetime) -> list[Path]:
         while (folder / f"{name}-results.csv").exists():
             number += 1
             name = f"{stem}-{number}"
-        results, metadata, plain = (
-            folder / f"{name}{end}" for end in ("-results.csv", "-metadata.csv", ".json")
+        results, summary, metadata, plain = (
+            folder / f"{name}{end}"
+            for end in ("-results.csv", "-summary.csv", "-metadata.csv", ".json")
         )
         _write_csv(results, ("task", "way", "metric", "seed", "value"), _rows(report))
+        _write_csv(summary, ("task", "way", "metric", "mean", "std", "n"), _means(report))
         _write_csv(metadata, ("name", "value"), _metadata(report, now))
         plain.write_text(json.dumps(report.plain(), indent=1) + "\n", "utf-8")
     except OSError as error:
@@ -283,7 +285,7 @@ def write_report(folder: Path, report: TaskReport, now: datetime) -> list[Path]:
             f"Reports must have a folder that can be written to; {folder} cannot: {error.strerror or error}. Give "
             "another one."
         ) from error
-    return [results, metadata, plain]
+    return [results, summary, metadata, plain]
 
 
 def _rows(report: TaskReport) -> list[tuple[Any, ...]]:
@@ -295,6 +297,22 @@ def _rows(report: TaskReport) -> list[tuple[Any, ...]]:
         for seed, value in zip(
             seeds if way.endswith((TUNED, UNTRAINED)) else [""], values, strict=True
         )
+    ]
+
+
+def _means(report: TaskReport) -> list[tuple[Any, ...]]:
+    """Mean, sample deviation (empty for one value) and number of values."""
+    return [
+        (
+            report.parts.task.name,
+            way,
+            metric,
+            statistics.fmean(values),
+            statistics.stdev(values) if len(values) > 1 else "",
+            len(values),
+        )
+        for way, metrics in report.rows.items()
+        for metric, values in metrics.items()
     ]
 
 
