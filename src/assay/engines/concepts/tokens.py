@@ -272,8 +272,8 @@ def _encoded(
     nothing = np.zeros(0, bool)
     for batch in batches(texts, AT_ONCE):
         if words:
-            found = backend.encode_batch(batch, add_special_tokens=False)
-            for text, each in zip(batch, found, strict=True):
+            encodings = backend.encode_batch(batch, add_special_tokens=False)
+            for text, each in zip(batch, encodings, strict=True):
                 offsets = np.array(each.offsets, np.int64).reshape(-1, 2)
                 yield np.array(each.ids, np.int32), _begins(text, offsets)
         else:
