@@ -138,7 +138,7 @@ def test_cohort_with_unequal_checkpoints_regroups(tmp_path, toy_reference):
     interrupt(project)
     low = [f for f in project.folders() if "/low/" in str(f)]
     (low[1] / "checkpoint").unlink()
-    plan = project("run", "toy", "--dry-run").stdout
+    plan = project("run", "toy", "--dry-run", "--jobs", "1").stdout
     assert "6 to do in 3 cohort(s)" in plan
     finish(project, "toy")
     assert "from 0" in (low[1] / "stdout-2.log").read_text()
