@@ -19,6 +19,7 @@ from assay.engines.concepts.finetune import (
     FineTuneConfig,
     FineTuned,
     fine_tune,
+    reads_apart,
     share_cut,
     with_length,
 )
@@ -186,11 +187,10 @@ class _Loaded:
 
     def cut(self, parts: Parts) -> dict[str, float]:
         """Part → share of its examples that are longer than the model is given."""
-        apart = getattr(self.model.config, "head", None) == "pair"
-        reported = {f"reported{suffix}": part for suffix, part in parts.reported.items()}
+        apart = reads_apart(self.model)
         return {
             name: share_cut(self.tokenizer, part, self.config.max_length, apart=apart)
-            for name, part in {"train": parts.train, "chosen": parts.chosen, **reported}.items()
+            for name, part in parts.named.items()
         }
 
 

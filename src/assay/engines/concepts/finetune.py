@@ -148,7 +148,7 @@ def fine_tune(
     set_seed(seed)
     model = _with_padding(make(), tokenizer)
     config = with_length(model, config)
-    apart = getattr(model.config, "head", None) == "pair"
+    apart = reads_apart(model)
     # The Trainer takes any sequence; its types know the library's own class only.
     rows: Any = partial(_rows, tokenizer, max_length=config.max_length, apart=apart)
     given: list[Values] = []
@@ -239,6 +239,11 @@ def _rows(
         found = dict(encoded(part.first, part.second))
     found["labels"] = part.labels.tolist()
     return [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
+
+
+def reads_apart(model: PreTrainedModel) -> bool:
+    """Whether it reads the texts of a pair one by one."""
+    return getattr(model.config, "head", None) == "pair"
 
 
 def share_cut(

@@ -88,10 +88,15 @@ class Parts:
     digest: str
 
     @property
+    def named(self) -> dict[str, Examples]:
+        """Name → each part."""
+        own = {f"reported{suffix}": found for suffix, found in self.reported.items()}
+        return {"train": self.train, "chosen": self.chosen, **own}
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Examples of each part."""
-        own = {f"reported{suffix}": len(found) for suffix, found in self.reported.items()}
-        return {"train": len(self.train), "chosen": len(self.chosen), **own}
+        return {name: len(part) for name, part in self.named.items()}
 
 
 def load(name: str, data_dir: Path | None, *, most: int = 0, reported: str = "") -> Parts:
