@@ -494,6 +494,29 @@ def test_unmasking_writes_every_token_and_keeps_to_its_steps():
         unmask(nameless, concepts=concepts, length=12)
 
 
+def test_unmasking_writes_the_texts_whose_concepts_a_trained_model_is_given():
+    model = model_with(decoder_type="diffusion", modulation="plain", initializer_range=0.1)
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(4, 300, (4, 8), generator=draw)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(160):
+        time = 0.1 + 0.9 * torch.rand(4, generator=draw)
+        hidden = torch.rand(ids.shape, generator=draw) < time[:, None]
+        hidden[:, 0] = True
+        loss = model(
+            ids, None, ids.masked_fill(~hidden, -100),
+            decoder_input_ids=ids.masked_fill(hidden, 3), time=time,
+        ).loss  # fmt: skip
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    concepts = model.encoder(ids).last_hidden_state
+    for steps in (1, 3, 8):
+        assert torch.equal(unmask(model, concepts=concepts, length=8, steps=steps), ids)
+    swapped = unmask(model, concepts=concepts.flip(0), length=8, steps=3)
+    assert torch.equal(swapped, ids.flip(0))
+
+
 def test_texts_that_do_not_fit_are_refused():
     model = model_with()
     with pytest.raises(ConfigError, match="at most max_position_embeddings = 64 tokens; got 65"):
