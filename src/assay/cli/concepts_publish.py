@@ -119,6 +119,7 @@ def _row(
     scores = [f"{name} {final[name]:.3f}" for name in SCORES if name in final]
     scores += [f"{n} {v:.3f}" for n, v in final.items() if n.endswith(f"/{ZERO_SHOT}")]
     read = config.steps * config.batch
+    texts = final.get("train/blocks") or config.train_blocks
     shown = {
         "task_loss": "test/loss_nats",
         "rank_mean": "test/rank_mean",
@@ -135,7 +136,7 @@ def _row(
         "data": config.corpus,
         "machine": facts.get("machine.cpu") or NONE,
         "texts": read,
-        "epochs": f"{read / config.train_blocks:.3g}" if config.train_blocks else None,
+        "epochs": f"{read / texts:.3g}" if texts else None,
         "concept_losses": concept_losses(config),
         **{
             head: None if name not in final else f"{final[name]:.4g}"

@@ -106,6 +106,12 @@ def test_a_card_keeps_the_folders_of_its_owner_to_itself():
     assert "secret" not in text
 
 
+def test_a_corpus_of_the_hub_is_named_as_the_hub_does():
+    """Its configuration is no part of the name."""
+    card = card_of(PretrainConfig(corpus="hub:me/texts:small"))
+    assert card.data.datasets == ["me/texts"]
+
+
 def test_a_card_says_layers_that_the_model_has():
     """The setting, 2, is of the concept encoder whose size the plain one has."""
     text = card_of(PretrainConfig(architecture="bert", layers=2)).text

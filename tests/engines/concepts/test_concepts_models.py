@@ -454,6 +454,50 @@ def test_attentions_are_shares_of_the_tokens_that_are_there():
     assert not bool(found[0][1, :, :, 13:].any())
 
 
+@pytest.mark.parametrize("kind", [ConceptForMaskedLM, ConceptForSequenceClassification])
+def test_models_give_what_their_encoder_is_asked_for(kind):
+    model = kind(ConceptConfig(**SMALL)).eval()
+    ids, mask, _ = batch()
+    asked = {"output_attentions": True, "output_hidden_states": True}
+    whole, alone = model(ids, mask, **asked), model.encoder(ids, mask, **asked)
+    for name in ("attentions", "hidden_states"):
+        for mine, its in zip(whole[name], alone[name], strict=True):
+            assert torch.equal(mine, its)
+    assert "attentions" not in model(ids, mask)
+
+
+def test_numbers_may_stand_in_a_column():
+    """As the library's own models take them; compared each with each they would teach the mean."""
+    model = ConceptForSequenceClassification(ConceptConfig(**SMALL, num_labels=1)).eval()
+    ids, mask, _ = batch()
+    numbers = torch.tensor([0.0, 1.0, 5.0])
+    assert model(ids, mask, numbers[:, None]).loss == model(ids, mask, numbers).loss
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_vocabulary_can_be_made_larger(tmp_path, decoder, tied):
+    """Old tokens keep their vectors, new ones are read and asked for, and the model can be stored."""
+    model = model_with(decoder_type=decoder, tie_word_embeddings=tied)
+    ids, mask, labels = batch()
+    before = model(ids, mask, labels, time=torch.full((3,), 0.5)).logits
+    model.resize_token_embeddings(310)
+    after = model(ids, mask, labels, time=torch.full((3,), 0.5)).logits
+    torch.testing.assert_close(after[:, :300], before)
+    new = torch.randint(300, 310, (3, 20), generator=torch.Generator().manual_seed(0))
+    loss = model(new, None, new, time=torch.full((3,), 0.5)).loss
+    model.save_pretrained(tmp_path)
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+    assert again(new, None, new, time=torch.full((3,), 0.5)).loss == loss
+
+
+def test_a_classifier_that_decodes_can_have_a_larger_vocabulary():
+    config = ConceptConfig(**SMALL, head="decoder", decoder_type="diffusion")
+    model = ConceptForSequenceClassification(config).eval()
+    model.resize_token_embeddings(310)
+    assert model(torch.full((2, 5), 305)).logits.isfinite().all()
+
+
 def test_position_and_weighted_decoders_do_not_see_the_text():
     ids, mask, _ = batch()
     for decoder, sees in (("position", False), ("weighted", False), ("perceiver", True)):

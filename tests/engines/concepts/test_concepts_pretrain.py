@@ -14,6 +14,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from assay.core.errors import ConfigError, DataError
 from assay.engines.concepts.collators import collator
 from assay.engines.concepts.config import AMONG_SLOTS, PretrainConfig
+from assay.engines.concepts.corpus import corpus, digest
 from assay.engines.concepts.engine import ENGINE, check
 from assay.engines.concepts.held import Held, by_frequency
 from assay.engines.concepts.masked import IGNORED
@@ -282,6 +283,39 @@ def test_bfloat16_learns_the_same_to_its_precision(folder, architecture):
     assert both[0] == pytest.approx(both[1], rel=0.01)
     with zipfile.ZipFile(io.BytesIO(coarse.files["model.zip"])) as archive:
         assert '"dtype": "float32"' in archive.read("config.json").decode()
+
+
+@pytest.mark.parametrize("settings", [{}, {"objective": "diffusion", "decoder": "diffusion"}])
+def test_a_model_trained_in_bfloat16_is_measured_in_float32(folder, tmp_path, settings):
+    """What is recorded is what the stored weights do."""
+    (run,) = trained(folder, precision="bfloat16", **settings)
+    unpacked(io.BytesIO(run.files["model.zip"]), tmp_path)
+    config = PretrainConfig(**TINY | settings)
+    data = prepare(config, folder)
+    corrupt = collator(config.objective, data.tokenizer, rate=config.mask_rate, t_min=config.t_min)
+    held = Held(data, corrupt, config.batch)
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path)
+    again = held.measure(model, "test") | held.probe(model, prefix=False)
+    assert {name: run.final[name] for name in again} == pytest.approx(again, rel=1e-6)
+
+
+def test_a_constant_rate_is_warmed_up(folder):
+    """As a linear one: while it rises they are the same."""
+    runs = [trained(folder, schedule=kind, warmup=12)[0] for kind in ("constant", "linear")]
+    assert runs[0].rows == runs[1].rows
+
+
+def test_the_texts_of_an_epoch_are_counted(folder):
+    """All that the corpus has, where it has fewer than are asked for."""
+    (run,) = trained(folder, steps=1, train_blocks=10**6)
+    config = PretrainConfig(**TINY | {"train_blocks": 10**6})
+    assert run.final["train/blocks"] == len(prepare(config, folder).train) < 10**6
+
+
+def test_a_whole_path_needs_no_data_folder(folder):
+    path = str(folder / "texts.txt")
+    assert corpus(path, None).train == corpus("texts.txt", folder).train
+    assert digest(path, None) == digest("texts.txt", folder)
 
 
 def test_a_run_that_diverges_ends_as_one(folder):

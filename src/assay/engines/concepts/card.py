@@ -136,7 +136,9 @@ def model_card(run: Trained, *, place: str, licence: str | None = None) -> Model
         license=licence,
         library_name="transformers",
         tags=["concept-encoder" if config.architecture == "concepts" else "bert", "assay"],
-        datasets=[config.corpus.removeprefix(HUB)] if config.corpus.startswith(HUB) else None,
+        datasets=[config.corpus.removeprefix(HUB).partition(":")[0]]
+        if config.corpus.startswith(HUB)
+        else None,
         model_name=name,
         eval_results=_results(final) or None,
     )

@@ -102,16 +102,17 @@ class ConceptForSequenceClassification(ConceptPreTrainedModel):
         labels: Tensor | None = None,
         input_ids_b: Tensor | None = None,
         attention_mask_b: Tensor | None = None,
-        **_: Any,
+        **asked: Any,
     ) -> SequenceClassifierOutput:
         """Logits, and the loss if there are labels.
 
         Args:
             input_ids: Texts [B, N].
             attention_mask: Of them.
-            labels: Classes [B], or numbers.
+            labels: Classes or numbers, [B] or [B, 1].
             input_ids_b: Second texts, of the head "pair".
             attention_mask_b: Of them.
+            **asked: For the encoder, of the (first) texts: `output_hidden_states`, `output_attentions`.
 
         Raises:
             ValueError: Second texts are missing, or nobody reads them.
@@ -121,15 +122,21 @@ class ConceptForSequenceClassification(ConceptPreTrainedModel):
                 'the head "pair" reads two texts one by one, input_ids and input_ids_b, and no other head does; '
                 f'this is head = "{self.config.head}"'
             )
-        found = self._features(input_ids, attention_mask)
+        read = self.encoder(input_ids, attention_mask, **asked)
+        found = self._features(read.last_hidden_state, input_ids, attention_mask)
         if input_ids_b is not None:
-            other = self._features(input_ids_b, attention_mask_b)
+            second = self.encoder(input_ids_b, attention_mask_b).last_hidden_state
+            other = self._features(second, input_ids_b, attention_mask_b)
             found = torch.cat([found, other, (found - other).abs(), found * other], dim=-1)
         logits = self.classifier(self.dropout(found))
-        return SequenceClassifierOutput(loss=self._loss(logits, labels), logits=logits)
+        return SequenceClassifierOutput(
+            loss=self._loss(logits, labels),
+            logits=logits,
+            hidden_states=read.hidden_states,
+            attentions=read.attentions,
+        )
 
-    def _features(self, ids: Tensor, mask: Tensor | None) -> Tensor:
-        concepts = self.encoder(ids, mask).last_hidden_state
+    def _features(self, concepts: Tensor, ids: Tensor, mask: Tensor | None) -> Tensor:
         if self.decoder is None or self.rows_norm is None:
             pooled: Tensor = self.pool(concepts)
             return pooled
@@ -145,5 +152,6 @@ class ConceptForSequenceClassification(ConceptPreTrainedModel):
         if labels is None:
             return None
         if self.config.num_labels == 1:
-            return functional.mse_loss(logits[:, 0], labels.to(logits.dtype))
-        return functional.cross_entropy(logits, labels)
+            # Labels [B, 1] beside logits [B] would be compared each with each.
+            return functional.mse_loss(logits[:, 0], labels.reshape(-1).to(logits.dtype))
+        return functional.cross_entropy(logits, labels.reshape(-1))

@@ -98,6 +98,8 @@ def _sources() -> Sequence[str]:
 def _files(name: str, data_dir: Path | None) -> tuple[Path, Path | None]:
     """The files of a corpus in the data folder: what to train on, and what is held out if it is apart."""
     places = [] if data_dir is None else [data_dir / name, data_dir / "data" / name]
+    if Path(name).is_absolute():
+        places = [Path(name)]
     for place in places:
         if place.is_file():
             return place, None

@@ -94,6 +94,17 @@ class ConceptPreTrainedModel(PreTrainedModel):
         """Patterns of weights that this model may leave in a checkpoint without a word."""
         return set()
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As the library's, which knows nothing of the diffusion decoder's own embedding of tokens."""
+        made: nn.Embedding = super().resize_token_embeddings(*args, **kwargs)
+        decoder: Any = getattr(self, "decoder", None)
+        own = getattr(decoder, "tokens", None)
+        if own is not None:
+            decoder.tokens = self._get_resized_embeddings(
+                own, made.num_embeddings, mean_resizing=kwargs.get("mean_resizing", True)
+            )
+        return made
+
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *model_args: Any, **settings: Any

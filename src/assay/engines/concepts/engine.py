@@ -48,6 +48,7 @@ TRAINING = {
         says="The largest of the second half of the run.", goal="min", low=0.0
     ),
     "model/parameters": Metric(says="Trained numbers, those of decoder and head too.", low=0.0),
+    "train/blocks": Metric(says="Texts to train on, each read once an epoch.", low=0.0),
     "speed/seconds_per_step": Metric(
         says="Wall time of a step of this attempt, measurements included.", goal="min", low=0.0
     ),

@@ -14,7 +14,7 @@ from assay.engines.concepts.collators import Batch, Collator, Texts, padded
 from assay.engines.concepts.config import PretrainConfig
 from assay.engines.concepts.health import not_finite
 from assay.engines.concepts.masked import IGNORED, ConceptForMaskedLM
-from assay.engines.concepts.modes import evaluating
+from assay.engines.concepts.modes import evaluating, in_own_precision
 from assay.engines.concepts.prepare import Prepared, model_of
 from assay.engines.concepts.probes import gradient_by_time, word_order
 from assay.engines.concepts.tokens import Blocks
@@ -64,7 +64,8 @@ class Held:
         order = word_order(model.base_model, self.parts["val"], texts, tokenizer, self.batch)
         found = {"probe/word_order_accuracy": order}
         if isinstance(model, ConceptForMaskedLM) and model.config.decoder_type == "diffusion":
-            lengths = gradient_by_time(model, texts, tokenizer, prefix=prefix, batch=self.batch)
+            with in_own_precision(model):
+                lengths = gradient_by_time(model, texts, tokenizer, prefix=prefix, batch=self.batch)
             found |= {f"gradient/at_{time:g}": length for time, length in lengths.items()}
         return found
 
@@ -112,7 +113,7 @@ class Held:
     def _loss(self, model: Any, split: str) -> dict[str, float]:
         """On the tokens that are asked for, unweighted and unsmoothed."""
         nats, right, asked = 0.0, 0, 0
-        with evaluating(model), torch.no_grad():
+        with evaluating(model), in_own_precision(model), torch.no_grad():
             for batch in self.batches[split]:
                 placed = {name: value.to(model.device) for name, value in batch.items()}
                 logits, wanted = asked_for(model(**placed).logits, placed["labels"])

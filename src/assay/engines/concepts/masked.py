@@ -11,7 +11,12 @@ from transformers.utils.generic import ModelOutput
 
 from assay.engines.concepts.configuration import ConceptConfig
 from assay.engines.concepts.decoders import decoder_of
-from assay.engines.concepts.encoder import ConceptModel, ConceptPreTrainedModel, check_ids
+from assay.engines.concepts.encoder import (
+    ConceptModel,
+    ConceptOutput,
+    ConceptPreTrainedModel,
+    check_ids,
+)
 from assay.engines.concepts.regularisers import REGULARISERS
 from assay.engines.concepts.weighting import LossWeights
 
@@ -32,6 +37,8 @@ class MaskedOutput(ModelOutput):
         task_loss: Of the task alone, nats a token where `time_weight` is "none".
         concept_losses: Name → concept loss, in training.
         concepts: [B, C, H].
+        hidden_states: Of the encoder, if asked for; see `ConceptOutput`.
+        attentions: Of the encoder, if asked for.
     """
 
     # The library's tools take what comes after the loss for the answers.
@@ -40,6 +47,8 @@ class MaskedOutput(ModelOutput):
     task_loss: Tensor | None = None
     concept_losses: Mapping[str, Tensor] | None = None
     concepts: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 class ConceptForMaskedLM(ConceptPreTrainedModel):
@@ -92,7 +101,7 @@ class ConceptForMaskedLM(ConceptPreTrainedModel):
         concepts: Tensor | None = None,
         *,
         divisor: Tensor | None = None,
-        **_: Any,
+        **asked: Any,
     ) -> MaskedOutput:
         """Rebuild.
 
@@ -105,17 +114,33 @@ class ConceptForMaskedLM(ConceptPreTrainedModel):
             time: Share of hidden tokens of each text [B], of the diffusion decoder.
             concepts: In place of `input_ids`, with `decoder_input_ids`.
             divisor: Of the summed loss, in place of this batch's own; see `loss_divisor`.
+            **asked: For the encoder: `output_hidden_states`, `output_attentions`.
         """
+        read: Any = ConceptOutput()
         if concepts is None:
             if input_ids is None:
                 raise ValueError("give input_ids, or concepts and decoder_input_ids")
-            concepts = self.encoder(input_ids, attention_mask).last_hidden_state
+            read = self.encoder(input_ids, attention_mask, **asked)
+            concepts = read.last_hidden_state
         if decoder_input_ids is None:
             decoder_input_ids, decoder_attention_mask = input_ids, attention_mask
         if decoder_input_ids is None:
             raise ValueError("concepts need decoder_input_ids: which places are to be rebuilt")
         check_ids(self.config, decoder_input_ids)
         mask = None if decoder_attention_mask is None else decoder_attention_mask.bool()
+        found = self._rebuilt(concepts, decoder_input_ids, mask, labels, time, divisor)
+        found.hidden_states, found.attentions = read.hidden_states, read.attentions
+        return found
+
+    def _rebuilt(
+        self,
+        concepts: Tensor,
+        decoder_input_ids: Tensor,
+        mask: Tensor | None,
+        labels: Tensor | None,
+        time: Tensor | None,
+        divisor: Tensor | None,
+    ) -> MaskedOutput:
         embedding = self.encoder.embedding
         if labels is None:
             rows = self.decoder(concepts, decoder_input_ids, embedding, time, mask)

@@ -21,6 +21,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def in_own_precision(model: nn.Module) -> Iterator[None]:
+    """A model without the autocast that the library's Trainer has put around its forward pass."""
+    # The wrapper is an attribute of the instance, in the way of the class's own method.
+    wrapped = model.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if wrapped is not None:
+            model.__dict__["forward"] = wrapped
+
+
+@contextmanager
 def without_bars() -> Iterator[None]:
     """The transformers library draws no progress bars."""
     bars = logging.is_progress_bar_enabled()

@@ -76,7 +76,10 @@ class Pretrainer(Trainer):
         own = outputs.loss.detach() if task is None else task
         self.last = {"train/loss_nats": self.accelerator.reduce(own, reduction="mean").item()}
         parts = getattr(outputs, "concept_losses", None) or {}
-        self.last |= {f"train/{name}_loss": float(value) for name, value in parts.items()}
+        for name, value in parts.items():
+            self.last[f"train/{name}_loss"] = self.accelerator.reduce(
+                value, reduction="mean"
+            ).item()
         return (outputs.loss, outputs) if kwargs.get("return_outputs") else outputs.loss
 
     def _shared_divisor(self, inputs: dict[str, Any]) -> Tensor:
@@ -262,7 +265,9 @@ def _trainer(
     folder: Path,
 ) -> Pretrainer:
     optimizer = _optimizer(config, model)
-    schedule = get_scheduler(config.schedule, optimizer, config.warmup, config.steps)
+    # The library's "constant" leaves out the warm-up without a word.
+    kind = "constant_with_warmup" if config.schedule == "constant" else config.schedule
+    schedule = get_scheduler(kind, optimizer, config.warmup, config.steps)
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=config.steps,
@@ -342,6 +347,7 @@ def _finish(
     found |= {
         "train/grad_norm_max": recorder.notes["longest"],
         "train/grad_norm_max_late": recorder.notes["longest_late"],
+        "train/blocks": float(len(held.data.train)),
         "model/parameters": float(sum(p.numel() for p in model.parameters())),
         "speed/seconds_per_step": seconds_per_step,
     }
