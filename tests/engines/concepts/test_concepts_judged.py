@@ -9,7 +9,10 @@ from concepts_helpers import TEXTS, Context, model_with, rows_of
 from assay.core.errors import ConfigError
 from assay.engines.concepts.config import PretrainConfig
 from assay.engines.concepts.engine import ENGINE, check
+from assay.engines.concepts.finetune import share_cut
 from assay.engines.concepts.labels import METRICS
+from assay.engines.concepts.parts import load
+from assay.engines.concepts.prepare import prepare
 from assay.engines.concepts.pretrain import train
 from assay.engines.concepts.probes import gradient_by_time, swapped, word_order
 from assay.engines.concepts.tokens import Blocks, Cut, blocks, train_tokenizer
@@ -78,6 +81,18 @@ def test_frozen_measures_alone(folder):
     found = run_of(folder, tune_epochs=0, architecture="bert").final
     assert "stsb/zero_shot_spearman" in found
     assert "stsb/spearman" not in found
+
+
+def test_texts_that_are_cut_are_counted(folder):
+    """Read one by one where nothing is fine-tuned, and otherwise as one."""
+    apart, joined = (run_of(folder, tune_epochs=epochs).final for epochs in (0, 1))
+    tokenizer = prepare(PretrainConfig(**TINY), folder).tokenizer
+    for final, one_by_one in ((apart, True), (joined, False)):
+        part = load("stsb", folder).reported[""]
+        cut = share_cut(tokenizer, part, TINY["seq_len"], apart=one_by_one)
+        assert final["stsb/share_cut"] == cut
+    assert 0 < joined["stsb/share_cut"] <= 1
+    assert apart["stsb/share_cut"] < joined["stsb/share_cut"]
 
 
 def test_chance_is_the_majority_of_the_same_metric():

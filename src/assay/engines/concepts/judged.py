@@ -19,7 +19,12 @@ from assay.engines.concepts.evaluate import (
     WORDS,
     frozen_ways,
 )
-from assay.engines.concepts.finetune import FineTuneConfig, fine_tune
+from assay.engines.concepts.finetune import (
+    FineTuneConfig,
+    fine_tune,
+    reads_apart,
+    share_cut,
+)
 from assay.engines.concepts.parts import Parts, load
 
 BEGINNINGS = {
@@ -72,6 +77,10 @@ def judge(
             make = partial(classifier, folder, parts.task, head)
             tuned = fine_tune(make, tokenizer, parts, _tuning(config), seed=seed, device=device)
             measured[TUNED] = tuned.reported
+        apart = not config.tune_epochs or reads_apart(model)
+        for suffix, part in parts.reported.items():
+            cut = share_cut(tokenizer, part, config.seq_len, apart=apart)
+            found[f"{parts.task.name}/share_cut{suffix}"] = cut
         for way, values in {**ways, **measured}.items():
             found |= {
                 f"{parts.task.name}/{BEGINNINGS[way]}{metric}": v for metric, v in values.items()

@@ -23,13 +23,26 @@ WAYS: Mapping[str, str] = {
 }
 
 
+def _parts(task: Task) -> Mapping[str, str]:
+    """What is reported on: end of a metric's name → part."""
+    return task.reported or {"": "a tenth of the subset"}
+
+
 def _of(task: Task) -> dict[str, Metric]:
-    found = {}
+    found = {
+        f"{task.name}/share_cut{suffix}": Metric(
+            says=f"Share of {task.name}'s examples ({part}) of which a text, or the joined pair where it is fine-tuned "
+            "on, is longer than what the model reads; a bag of words reads all.",
+            low=0.0,
+            high=1.0,
+        )
+        for suffix, part in _parts(task).items()
+    }
     similar = task.is_pair and task.is_regression
     for way, says in WAYS.items():
         if way.endswith("zero_shot_") and not similar:
             continue
-        for suffix, part in (task.reported or {"": "a tenth of the subset"}).items():
+        for suffix, part in _parts(task).items():
             for metric in task.metrics:
                 low = 0.0 if metric in ("accuracy", "f1") else -1.0
                 chance = None if way == "majority_" else f"{task.name}/majority_{metric}{suffix}"
