@@ -75,13 +75,10 @@ SMALL = {
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("path", [p for p in STUDIES if p not in COMMANDS], ids=lambda p: p.stem)
 def test_full_scale_starts(path, tmp_path):
-    """Every arm's own settings but for texts, sizes and steps: depth, precision, padding, schedule, tasks."""
+    """Every arm's and cell's own settings but for texts, sizes and steps: depth, precision, padding, schedule, tasks."""
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS * 4))
-    seen = set()
-    for (arm, _), config in configs(load_study(path, "full")).items():
-        if arm in seen:
-            continue
-        seen.add(arm)
+    started = []
+    for config in configs(load_study(path, "full")).values():
         if isinstance(config, CostConfig):
             small = replace(config, hidden=32, inner=32, slots=4, tokens=32)
         else:
@@ -94,6 +91,9 @@ def test_full_scale_starts(path, tmp_path):
             )
             assert small.precision == "bfloat16"
             assert not small.packed
+        if small in started:
+            continue
+        started.append(small)
         context = Context(0, tmp_path)
         RUN[type(config)]([small], [context])
         assert "model/parameters" in context.final
