@@ -58,6 +58,7 @@ def test_a_table_beside_baselines(project):
     assert "majority  bag of words  linear probe" in out
     assert "longer than max_length" not in out
     assert "ours, mean" in out
+    assert "no plain encoder beside it" in out
     assert out.count("[2]") >= 4
     assert "mrpc: seed 1: epoch 1 of 1, accuracy " in done.stderr
     names = sorted(path.name for path in (project.root / "out").iterdir())

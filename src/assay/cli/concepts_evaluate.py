@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 Flag = Annotated[bool, Parameter(negative="")]
 NotNegative = validators.Number(gte=0)
 LISTING = "assay concepts evaluate --help"
+MISSING = (
+    "no plain encoder beside it: pretrain one of this size on the same texts, assay concepts pretrain plain "
+    '--set architecture="bert" init_range=0.02, and give it as --beside plain/model'
+)
 
 
 @Parameter(name="*")
@@ -141,6 +145,8 @@ def evaluate(
         return
     for each in found:
         _show(each)
+    if not beside and any(each.head for each in found):
+        print(MISSING)
 
 
 def _show(report: "TaskReport") -> None:
