@@ -82,7 +82,7 @@ def step(model, optimizer, batch):
 def serve(pipe, shape, case, threads):
     """Answer with the seconds of so many steps, and at the end with the peak memory."""
     torch.set_num_threads(threads)
-    memory.keep(but_large=True)
+    memory.keep()
     parts = made(shape, case)
     model = parts[0].eval()
     pipe.send(float(model(*parts[2]).loss.detach()))

@@ -21,7 +21,7 @@ VOCABULARY = 4096
 
 def measure(configs: Sequence[CostConfig], contexts: Sequence[RunContext]) -> None:
     """Time runs one after another."""
-    memory.keep(but_large=True)
+    memory.keep()
     for config, context in zip(configs, contexts, strict=True):
         with threads(context.threads):
             set_seed(context.seeds["init"])  # of first weights, which the library draws globally

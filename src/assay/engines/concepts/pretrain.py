@@ -176,7 +176,7 @@ class Recorder(TrainerCallback):
 
 def train(configs: Sequence[PretrainConfig], contexts: Sequence[RunContext]) -> None:
     """Train runs one after another; they share the texts, and nothing else."""
-    memory.keep(but_large=True)
+    memory.keep()
     for config, context in zip(configs, contexts, strict=True):
         if not context.should_stop():
             # The lab has a display of its own.
