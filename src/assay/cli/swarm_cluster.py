@@ -152,6 +152,7 @@ def take_part(
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from assay.engines.swarm.actors import Worker
+    from assay.engines.swarm.desk import START_S
     from assay.engines.swarm.export import schema_hash
 
     desk = _find_desk(ray)
@@ -167,7 +168,7 @@ def take_part(
             if number is None or number not in ray.get(desk.seated.remote()):
                 number = ray.get(desk.take.remote(tier, schema_hash(config.shape)))
                 actor = worker.remote(config, number, folder, threads, about.run)
-                ray.get(actor.pid.remote(), timeout=TRIES_S)
+                ray.get(actor.pid.remote(), timeout=START_S)
                 ray.get(desk.sit.remote(number, actor))
                 say(f"client {number}, tier {config.tiers[number]}: waits for the next epoch")
         except RayActorError:
@@ -175,8 +176,8 @@ def take_part(
             return
         except GetTimeoutError as error:
             raise ConfigError(
-                f"A client needs {cpus:g} free CPUs of this machine's share of the cluster; none came free "
-                f"within {TRIES_S:g} s. Take fewer with --cpus."
+                f"A client must start within {START_S:g} s, and needs {cpus:g} free CPUs of this machine's share "
+                "of the cluster; it did not start. Take fewer with --cpus, or let the machine do less else."
             ) from error
         if told.get("step", 0) != step:
             step = told.get("step", 0)

@@ -12,7 +12,9 @@ from assay.engines.swarm.config import SwarmConfig
 from assay.engines.swarm.export import schema_hash
 
 NAMESPACE = "assay-swarm"
-RESERVED_S = 60.0
+START_S = 120.0
+"""A client's process must have started by then; on a busy machine its imports alone can take a minute."""
+RESERVED_S = START_S + 10.0
 """A seat that was given away is given away again if nobody sits on it by then."""
 LOOK_EVERY_S = 0.2
 
