@@ -12,6 +12,7 @@ from assay.cli.concepts_analyze import analyze
 from assay.core.errors import ConfigError
 from assay.engines.concepts.analysis import collect, measure
 from assay.engines.concepts.analysis_metrics import METRICS
+from assay.engines.concepts.checkpoints import classifier
 from assay.engines.concepts.configuration import ConceptConfig
 from assay.engines.concepts.models import (
     ConceptForMaskedLM,
@@ -19,6 +20,7 @@ from assay.engines.concepts.models import (
     ConceptModel,
 )
 from assay.engines.concepts.stored import encoded, load, questions, read_texts, spread
+from assay.engines.concepts.tasks import TASKS
 from assay.engines.concepts.tokens import train_tokenizer, vocabulary_digest
 
 LINES = [f"the {noun} {verb} {place}" for noun in ("cat", "old dog", "bird")
@@ -47,6 +49,15 @@ def project(tmp_path_factory):
     stored(project.root / "lm", ConceptForMaskedLM)
     project.write("texts.txt", "\n".join([*LINES, "", " "]) + "\n")
     return project
+
+
+def test_a_checkpoint_whose_settings_ask_for_tuples(tmp_path):
+    """It is read like any other: what its outputs look like is the user's, not ours."""
+    stored(tmp_path, ConceptForMaskedLM, return_dict=False)
+    loaded = load(tmp_path)
+    batch = next(iter(encoded(LINES, loaded.tokenizer, 24)))
+    assert loaded.encoder(**batch).last_hidden_state.shape == (len(LINES), 4, 16)
+    assert classifier(tmp_path, TASKS["sst2"])(**batch).logits.shape == (len(LINES), 2)
 
 
 def test_analyze_tells_everything(project):

@@ -466,6 +466,27 @@ def test_models_give_what_their_encoder_is_asked_for(kind):
     assert "attentions" not in model(ids, mask)
 
 
+@pytest.mark.parametrize(
+    "kind", [ConceptModel, ConceptForMaskedLM, ConceptForSequenceClassification]
+)
+def test_outputs_are_tuples_if_asked(tmp_path, kind):
+    """By the call, or by the settings, as the library's models do; so are states and attentions."""
+    model = kind(ConceptConfig(**SMALL)).eval()
+    ids, mask, _ = batch()
+    wanted = model(ids, mask, output_hidden_states=True, output_attentions=True)
+    found = model(ids, mask, output_hidden_states=True, output_attentions=True, return_dict=False)
+    assert isinstance(found, tuple)
+    assert torch.equal(found[0], wanted[0])
+    assert len(found) == len(wanted)
+    model.save_pretrained(tmp_path)
+    again = kind.from_pretrained(
+        tmp_path, return_dict=False, output_hidden_states=True, output_attentions=True
+    ).eval()
+    assert len(again(ids, mask)) == len(wanted)
+    assert isinstance(again(ids, mask), tuple)
+    assert again(ids, mask, return_dict=True).keys() == wanted.keys()
+
+
 def test_numbers_may_stand_in_a_column():
     """As the library's own models take them; compared each with each they would teach the mean."""
     model = ConceptForSequenceClassification(ConceptConfig(**SMALL, num_labels=1)).eval()

@@ -55,7 +55,7 @@ def classifier(checkpoint: str | Path, task: Task, head: str | None = None) -> P
             f"The checkpoint {place!r} cannot be loaded: {type(error).__name__}: {_brief(error)}. Give a folder with "
             "config.json and model.safetensors, or a name of the hub."
         ) from error
-    config.num_labels = task.classes
+    config.num_labels, config.return_dict = task.classes, True
     kind: Any = AutoModelForSequenceClassification
     if isinstance(config, ConceptConfig):
         config.head = _checked_head(head or config.head, task)

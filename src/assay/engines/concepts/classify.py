@@ -10,7 +10,12 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from assay.engines.concepts.configuration import ConceptConfig
 from assay.engines.concepts.decoders import decoder_of
-from assay.engines.concepts.encoder import PRETRAINING, ConceptModel, ConceptPreTrainedModel
+from assay.engines.concepts.encoder import (
+    PRETRAINING,
+    ConceptModel,
+    ConceptPreTrainedModel,
+    tuple_if_asked,
+)
 from assay.engines.concepts.layers import Attention, FeedForward, norm
 
 
@@ -95,6 +100,7 @@ class ConceptForSequenceClassification(ConceptPreTrainedModel):
         """What a pretrained model has besides. What it lacks is told: a new head begins as first weights."""
         return {*PRETRAINING, *([r"^decoder\."] if self.decoder is None else [])}
 
+    @tuple_if_asked
     def forward(
         self,
         input_ids: Tensor,
@@ -113,6 +119,7 @@ class ConceptForSequenceClassification(ConceptPreTrainedModel):
             input_ids_b: Second texts, of the head "pair".
             attention_mask_b: Of them.
             **asked: For the encoder, of the (first) texts: `output_hidden_states`, `output_attentions`.
+                `return_dict=False` for a tuple.
 
         Raises:
             ValueError: Second texts are missing, or nobody reads them.
@@ -122,10 +129,11 @@ class ConceptForSequenceClassification(ConceptPreTrainedModel):
                 'the head "pair" reads two texts one by one, input_ids and input_ids_b, and no other head does; '
                 f'this is head = "{self.config.head}"'
             )
-        read = self.encoder(input_ids, attention_mask, **asked)
+        read = self.encoder(input_ids, attention_mask, return_dict=True, **asked)
         found = self._features(read.last_hidden_state, input_ids, attention_mask)
         if input_ids_b is not None:
-            second = self.encoder(input_ids_b, attention_mask_b).last_hidden_state
+            read_b = self.encoder(input_ids_b, attention_mask_b, return_dict=True)
+            second = read_b.last_hidden_state
             other = self._features(second, input_ids_b, attention_mask_b)
             found = torch.cat([found, other, (found - other).abs(), found * other], dim=-1)
         logits = self.classifier(self.dropout(found))

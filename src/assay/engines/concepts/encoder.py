@@ -1,16 +1,24 @@
 """The encoder: C learned slots read the tokens of a text, layer by layer."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, initialization
-from transformers.utils.generic import ModelOutput
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from assay.core.errors import ConfigError
 from assay.engines.concepts.configuration import ConceptConfig
 from assay.engines.concepts.layers import Attention, GatedFeedForward, TokenEmbedding, norm, waves
+
+Forward = TypeVar("Forward", bound=Callable[..., ModelOutput])
+
+
+def tuple_if_asked(forward: Forward) -> Forward:
+    """A model's outputs as a tuple where `return_dict=False` is asked for, by the call or the settings."""
+    return cast(Forward, can_return_tuple(forward))
 
 
 class ConceptLayer(nn.Module):
@@ -215,13 +223,14 @@ class ConceptModel(ConceptPreTrainedModel):
         layers: list[Any] = list(self.layers)
         return layers * self.config.iterations if self.config.recursive else layers
 
+    @tuple_if_asked
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         *,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         **_: Any,
     ) -> ConceptOutput:
         """Concepts of texts.
@@ -229,8 +238,10 @@ class ConceptModel(ConceptPreTrainedModel):
         Args:
             input_ids: Tokens [B, N].
             attention_mask: 1 where there is a token, 0 where the text is filled up, [B, N]; None: all.
-            output_hidden_states: Give those of every layer too.
-            output_attentions: Give how slots read; computes it a second time, so it is for analysis.
+            output_hidden_states: Give those of every layer too; by default as the settings say, which is no.
+            output_attentions: Give how slots read, by default likewise; computes it a second time, so it is
+                for analysis.
+            **_: `return_dict=False` for a tuple; the rest is not used.
 
         Raises:
             ConfigError: A text is longer than the model has places, has ids beyond the vocabulary, or is
@@ -239,6 +250,10 @@ class ConceptModel(ConceptPreTrainedModel):
         check_ids(self.config, input_ids)
         mask = None if attention_mask is None else attention_mask.bool()
         check_begins(mask)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
         tokens = self.embedding(input_ids)
         concepts = self.slots().expand(len(input_ids), -1, -1)
         states, reads = [concepts], []

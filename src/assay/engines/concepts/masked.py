@@ -16,6 +16,7 @@ from assay.engines.concepts.encoder import (
     ConceptOutput,
     ConceptPreTrainedModel,
     check_ids,
+    tuple_if_asked,
 )
 from assay.engines.concepts.regularisers import REGULARISERS
 from assay.engines.concepts.weighting import LossWeights
@@ -90,6 +91,7 @@ class ConceptForMaskedLM(ConceptPreTrainedModel):
         """Replace it."""
         self.head = new
 
+    @tuple_if_asked
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -114,13 +116,13 @@ class ConceptForMaskedLM(ConceptPreTrainedModel):
             time: Share of hidden tokens of each text [B], of the diffusion decoder.
             concepts: In place of `input_ids`, with `decoder_input_ids`.
             divisor: Of the summed loss, in place of this batch's own; see `loss_divisor`.
-            **asked: For the encoder: `output_hidden_states`, `output_attentions`.
+            **asked: For the encoder: `output_hidden_states`, `output_attentions`. `return_dict=False` for a tuple.
         """
         read: Any = ConceptOutput()
         if concepts is None:
             if input_ids is None:
                 raise ValueError("give input_ids, or concepts and decoder_input_ids")
-            read = self.encoder(input_ids, attention_mask, **asked)
+            read = self.encoder(input_ids, attention_mask, return_dict=True, **asked)
             concepts = read.last_hidden_state
         if decoder_input_ids is None:
             decoder_input_ids, decoder_attention_mask = input_ids, attention_mask
@@ -276,7 +278,7 @@ def unmask(
     open_BN = torch.ones_like(ids, dtype=torch.bool)
     for step in range(steps):
         time = open_BN.float().mean(1)
-        logits = model(concepts=concepts, decoder_input_ids=ids, time=time).logits
+        logits = model(concepts=concepts, decoder_input_ids=ids, time=time, return_dict=True).logits
         logits[..., hidden] = -torch.inf
         drawn, sureness = _drawn(logits, temperature, top_k, generator)
         left = length * (steps - 1 - step) // steps

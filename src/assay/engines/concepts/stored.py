@@ -68,7 +68,10 @@ def load(folder: Path) -> Stored:
         # Sizes that do not fit are told below; the library would tell them in its log alone.
         with quiet():
             loaded: Any = kind.from_pretrained(
-                folder, output_loading_info=True, ignore_mismatched_sizes=True
+                folder,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                return_dict=True,
             )
     except Exception as error:
         raise ConfigError(
