@@ -2,7 +2,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from assay.core.bound import RunsElsewhereError, check_text, fixed_text, unbound_numbers
@@ -123,12 +123,14 @@ def test_fenced_code_is_not_prose():
 
 @settings(max_examples=60)
 @given(st.integers(0, 6), st.floats(-1e6, 1e6, allow_subnormal=False))
+@example(1, 0.15)  # printed as 0.1
 def test_any_correct_rounding_holds(digits, value):
     """Python's own rounding of any value, to any number of digits, is accepted."""
     study = SimpleNamespace(
         arms=("a",), grid={}, seeds=("1",), metrics={"m"}, values=lambda *_: {"1": value}
     )
     assert not check_text(f"{value:.{digits}f}<!--assay:s/a m-->", lambda name: study)
+    assert not check_text(f"{value:.{digits}%}<!--assay:s/a m-->", lambda name: study)
     shifted = f"{value + 2 * 10.0**-digits:.{digits}f}"
     assert check_text(f"{shifted}<!--assay:s/a m-->", lambda name: study)
 

@@ -346,9 +346,11 @@ def _compare(written: str, value: float, what: str, *, percent: bool) -> str | N
             exponent = shown.as_tuple().exponent
             assert isinstance(exponent, int)
             unit = Decimal(1).scaleb(exponent)
-            exact = Decimal(repr(value)) * scale
-            # A tie may be rounded either way: people use both rules.
-            rounded = {exact.quantize(unit, rule) for rule in (ROUND_HALF_UP, ROUND_HALF_EVEN)}
+            # A tie may be rounded either way: people use both rules. And 0.15 is a tie as it is written, but
+            # less than one as it is stored, from which programs print 0.1.
+            exact = (Decimal(repr(value)) * scale, Decimal(value * scale))
+            rules = (ROUND_HALF_UP, ROUND_HALF_EVEN)
+            rounded = {each.quantize(unit, rule) for each in exact for rule in rules}
             return None if shown in rounded else shown_value
     except InvalidOperation:
         return f"{written} cannot be compared: {shown_value}"
