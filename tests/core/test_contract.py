@@ -406,6 +406,41 @@ def test_data_that_a_seed_drew_are_no_finding():
     assert judge(both).findings == ()
 
 
+def named(*parts):
+    """Arms a and b on as many seeds as parts, whose data have these names and fingerprints."""
+    return [
+        run(arm, i, config__method=arm, **{f"data.{name}": f"of {name}" for name in names.split()})
+        for arm in "ab"
+        for i, names in enumerate(parts, 1)
+    ]  # fmt: skip
+
+
+def test_data_that_are_named_by_their_seed_are_no_finding():
+    """`holdout 1` stands in the runs of data seed 1 only: `make demo` had no verdict for it."""
+    assert judge(named("held1 test", "held2 test", "held3 test")).findings == ()
+    crossed = [
+        run(arm, f"{init}-{data}", config__method=arm, seed__init=init, seed__data=data, **{f"data.held{data}": "d"})
+        for arm in "ab" for init in (1, 2) for data in (1, 2)
+    ]  # fmt: skip
+    assert judge(crossed).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("parts", "keys"),
+    [
+        (("one", "one", "one two"), ("data.two",)),
+        (("one two", "one", "one"), ("data.two",)),
+        (("one", "two", "two"), ("data.one", "data.two")),
+    ],
+)
+def test_a_file_that_came_or_went_between_seeds_is_found(parts, keys):
+    """A name that stands in some runs only, and follows no seed."""
+    found = judge(named(*parts)).findings
+    assert [(f.kind, f.arms, f.keys) for f in found] == [
+        ("mixed-data", ("a",), keys), ("mixed-data", ("b",), keys),
+    ]  # fmt: skip
+
+
 def test_seeds_spread_evenly_over_machines_block_nothing():
     """Each pair ran on one machine: the spread is named, the comparison stands."""
     runs = [

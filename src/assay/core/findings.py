@@ -224,18 +224,20 @@ def mixed(runs: Sequence[Realised], rule: Rule) -> Iterator[Finding]:
 def mixed_data(runs: Sequence[Realised], rule: Rule) -> Iterator[Finding]:
     """Arms whose seeds read different data, where no seed drew them: a file changed on the way.
 
-    Data may be drawn from a seed: then their fingerprint differs exactly where that seed does.
+    Data may be drawn from a seed: then their fingerprint differs exactly where that seed does. An
+    engine may name what it drew by the seed, so that a fact stands in some runs only: these facts
+    are judged as one, since by what each run has of them they follow the seed, or do not.
     """
     places: dict[tuple[str, str], list[Realised]] = {}
     for run in runs:
         places.setdefault((run.arm, run.cell), []).append(run)
     found: dict[str, set[str]] = {}
-    for key in rule.varying:
-        if not key.startswith("data."):
-            continue
-        for (arm, _), members in places.items():
-            if not _drawn(key, members):
-                found.setdefault(arm, set()).add(key)
+    varying = [key for key in rule.varying if key.startswith("data.")]
+    for (arm, _), members in places.items():
+        partial = [key for key in varying if not all(key in run.facts for run in members)]
+        for keys in (*((key,) for key in varying if key not in partial), partial):
+            if not _drawn(keys, members):
+                found.setdefault(arm, set()).update(keys)
     for arm, changed in found.items():
         keys = tuple(sorted(changed))
         yield Finding(
@@ -249,9 +251,9 @@ def mixed_data(runs: Sequence[Realised], rule: Rule) -> Iterator[Finding]:
         )
 
 
-def _drawn(key: str, runs: Sequence[Realised]) -> bool:
-    """Whether the values of a fact are one, or differ exactly where some seed differs."""
-    values = [token(run.facts.get(key, NOTHING)) for run in runs]
+def _drawn(keys: Sequence[str], runs: Sequence[Realised]) -> bool:
+    """Whether the values of facts, taken together, are one or differ exactly where a seed does."""
+    values = [tuple(token(run.facts.get(key, NOTHING)) for key in keys) for run in runs]
     if len(set(values)) == 1:
         return True
     roles = {name for run in runs for name in run.facts if name.startswith("seed.")}
