@@ -396,6 +396,41 @@ def test_a_disk_that_fills_up_leaves_a_readable_run(tmp_path):
     assert list(folder.rglob("*.tmp")) == []
 
 
+KILLED_IN_A_WRITE = {
+    "artifact": 'writer.save("big.bin", bytes(1000))',
+    "copy": 'writer.save_file("big.bin", folder / "run.json")',
+    "checkpoint": "writer.save_checkpoint(2, bytes(1000))",
+}
+
+
+@pytest.mark.parametrize("write", KILLED_IN_A_WRITE.values(), ids=KILLED_IN_A_WRITE)
+def test_what_a_kill_left_half_written_goes_with_the_next_attempt(write, tmp_path):
+    """It may be gigabytes, and nobody reads it; of one attempt, no process removes another's."""
+    folder = make(tmp_path)
+    script = f"""
+        import os, signal, sys
+        from pathlib import Path
+        from assay.core.run import RunWriter
+        folder = Path(sys.argv[1])
+        writer = RunWriter(folder, attempt=1)
+        writer.save("small.bin", b"kept")
+        writer.save_checkpoint(1, b"kept too")
+        os.fsync = lambda fd: os.kill(os.getpid(), signal.SIGKILL)
+        {write}
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), str(folder)], check=False
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL
+    (half,) = folder.rglob("*.tmp")
+    RunWriter(folder, attempt=1, rank=1)
+    assert half.exists()
+    writer = RunWriter(folder, attempt=2)
+    assert not half.exists()
+    assert writer.artifacts.read("small.bin") == b"kept"
+    assert read_checkpoint(folder) == (1, b"kept too")
+
+
 def test_a_clock_that_goes_backwards_changes_nothing(tmp_path, monkeypatch):
     """Order comes from files, attempts and steps; durations from the monotonic clock."""
     clock = iter(range(2_000_000_000, 0, -86_400))

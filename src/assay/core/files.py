@@ -44,6 +44,14 @@ def write_atomic(path: Path, content: bytes) -> None:
         raise write_error(path, error) from error
 
 
+def remove_unfinished(*folders: Path) -> None:
+    """Remove what killed processes left half-written; only for who alone may write there now."""
+    for path in (path for folder in folders for path in folder.glob(".*.tmp")):
+        # A folder that does not let go of it refuses the next write too, and that is told.
+        with suppress(OSError):
+            path.unlink()
+
+
 def append_line(path: Path, line: bytes) -> None:
     """Append one line (without its newline) to a file that several attempts share, one at a time.
 

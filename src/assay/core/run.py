@@ -22,6 +22,7 @@ from assay.core.files import (
     explicit,
     numbers,
     read_bytes,
+    remove_unfinished,
     sha256_of,
     to_json,
     write_atomic,
@@ -117,6 +118,7 @@ class RunWriter:
         header = checkpoint_step(folder)
         self._unread_checkpoint = starts.get(attempt, header)
         if attempt not in starts:
+            remove_unfinished(folder, self.artifacts.folder)
             self.event(
                 "started",
                 "from scratch" if header is None else f"from the checkpoint at step {header}",
