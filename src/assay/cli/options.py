@@ -7,16 +7,14 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from itertools import pairwise
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from cyclopts import Parameter
 
 from assay.cli.common import Output
-from assay.core.config import build, unknown_key
+from assay.core.config import AnyConfig, build, unknown_key
 from assay.core.engine import Metric
 from assay.core.errors import ConfigError
-
-T = TypeVar("T")
 
 SetOption = Annotated[list[str] | None, Parameter(name="--set", consume_multiple=True, negative="")]
 """The option itself."""
@@ -41,7 +39,7 @@ def assigned(settings: Sequence[str], example: str) -> dict[str, Any]:
     return values
 
 
-def checked(config: type[T], values: Mapping[str, Any], *, listing: str) -> T:
+def checked(config: type[AnyConfig], values: Mapping[str, Any], *, listing: str) -> AnyConfig:
     """The configuration that options and --set together give.
 
     Args:
@@ -52,7 +50,7 @@ def checked(config: type[T], values: Mapping[str, Any], *, listing: str) -> T:
     Raises:
         ConfigError: An unknown name, or a value that breaks a rule; told with the command.
     """
-    known = [field.name for field in fields(config)]  # type: ignore[arg-type]
+    known = [field.name for field in fields(config)]
     for name in values:
         if name not in known:
             told = unknown_key(name, known, what="setting")

@@ -8,16 +8,19 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from datetime import date, datetime, time
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 
 from assay.core.errors import ConfigError
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+AnyConfig = TypeVar("AnyConfig", bound="DataclassInstance")
 
 
-def build(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
+def build(cls: type[AnyConfig], values: Mapping[str, Any], *, where: str) -> AnyConfig:
     """Build a configuration dataclass from plain values, checking every key and type.
 
     Args:
@@ -29,7 +32,7 @@ def build(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
         ConfigError: An unknown key (with the nearest known ones), a wrong type, a missing key,
             or a broken rule.
     """
-    known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    known = [field.name for field in fields(cls)]
     for key in values:
         if key not in known:
             raise ConfigError(f"{where}: {unknown_key(key, known)}")
