@@ -441,6 +441,19 @@ def test_a_file_that_came_or_went_between_seeds_is_found(parts, keys):
     ]  # fmt: skip
 
 
+def test_an_arm_is_told_of_no_file_that_it_never_read():
+    """Arm b has a file that came, and arm a has none of that name: the finding is of b alone."""
+    runs = [
+        replace(r, facts={k: v for k, v in r.facts.items() if r.arm == "b" or k != "data.two"})
+        for r in named("one", "one", "one two")
+    ]  # fmt: skip
+    runs = [
+        replace(r, facts={**r.facts, "data.three": 1}) if r.run_id == "a-all-1" else r for r in runs
+    ]
+    found = [(f.arms, f.keys) for f in judge(runs).findings if f.kind == "mixed-data"]
+    assert found == [(("a",), ("data.three",)), (("b",), ("data.two",))]
+
+
 def test_seeds_spread_evenly_over_machines_block_nothing():
     """Each pair ran on one machine: the spread is named, the comparison stands."""
     runs = [

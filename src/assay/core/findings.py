@@ -234,10 +234,12 @@ def mixed_data(runs: Sequence[Realised], rule: Rule) -> Iterator[Finding]:
     found: dict[str, set[str]] = {}
     varying = [key for key in rule.varying if key.startswith("data.")]
     for (arm, _), members in places.items():
-        partial = [key for key in varying if not all(key in run.facts for run in members)]
-        for keys in (*((key,) for key in varying if key not in partial), partial):
-            if not _drawn(keys, members):
-                found.setdefault(arm, set()).update(keys)
+        counts = {key: sum(key in run.facts for run in members) for key in varying}
+        whole = [[key] for key, count in counts.items() if count == len(members)]
+        partial = [key for key, count in counts.items() if 0 < count < len(members)]
+        for together in (*whole, partial):
+            if not _drawn(together, members):
+                found.setdefault(arm, set()).update(together)
     for arm, changed in found.items():
         keys = tuple(sorted(changed))
         yield Finding(
