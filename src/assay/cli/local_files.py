@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from assay.core.errors import StoreError
-from assay.core.files import write_atomic
+from assay.core.files import remove_unfinished, write_atomic
 
 ECHO_S = 1.0
 """Signals of one and the same Ctrl-C lie no further apart."""
@@ -87,6 +87,7 @@ class Folder:
                 "give another folder."
             ) from error
         try:
+            remove_unfinished(self.folder)
             yield
         finally:
             os.close(place)

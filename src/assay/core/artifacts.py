@@ -21,6 +21,7 @@ from assay.core.files import (
     read_json_lines,
     sha256_of,
     sync_folder,
+    temporary_of,
     to_json,
     write_atomic,
     write_error,
@@ -194,10 +195,9 @@ class ArtifactStore:
 
     @contextmanager
     def _temporary(self, name: str) -> Iterator[Path]:
-        temporary = self.folder / f".{os.getpid()}-{hashlib.sha256(name.encode()).hexdigest()}.tmp"
+        temporary = temporary_of(self.folder / name)
         try:
             self.folder.mkdir(exist_ok=True)
-            temporary.unlink(missing_ok=True)
         except OSError as error:
             raise write_error(self.folder, error) from error
         try:

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import math
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +21,13 @@ import orjson
 from assay.core.errors import StoreError
 
 NON_FINITE = frozenset({"nan", "inf", "-inf"})
+_TEMPORARY = re.compile(r"\..+\.\d+-\d+\.tmp")
 _serial = itertools.count()
+
+
+def temporary_of(path: Path) -> Path:
+    """Where a file is written before it gets its name: beside it, hidden, another place each time."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{next(_serial)}.tmp")
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -29,7 +36,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     Raises:
         StoreError: The folder is missing, read-only or full. Nothing is left behind.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{next(_serial)}.tmp")
+    temporary = temporary_of(path)
     try:
         with temporary.open("xb") as file:
             file.write(content)
@@ -46,10 +53,11 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 def remove_unfinished(*folders: Path) -> None:
     """Remove what killed processes left half-written; only for who alone may write there now."""
-    for path in (path for folder in folders for path in folder.glob(".*.tmp")):
-        # A folder that does not let go of it refuses the next write too, and that is told.
-        with suppress(OSError):
-            path.unlink()
+    for path in itertools.chain.from_iterable(folder.glob(".*.tmp") for folder in folders):
+        if _TEMPORARY.fullmatch(path.name):
+            # A folder that does not let go of it refuses the next write too, and that is told.
+            with suppress(OSError):
+                path.unlink()
 
 
 def append_line(path: Path, line: bytes) -> None:
